@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `config.json` (with `//` comments) or `config.toml` to raw values.
+
+use std::{collections::BTreeMap, fs, io, path::Path};
+
+use super::{Raw, Source, known};
+use crate::exit::{Failure, Fatal};
+
+/// Reads the file in `directory`, if there is one.
+pub(super) fn read(directory: &Path) -> Result<Raw, Fatal> {
+    let (json, toml) = (directory.join("config.json"), directory.join("config.toml"));
+    match (text(&json)?, text(&toml)?) {
+        (Some(_), Some(_)) => Err(Fatal::new(
+            Failure::Config,
+            format!("both {} and {} exist; keep one of them", json.display(), toml.display()),
+        )),
+        (Some(text), None) => raw(&json, from_json(&text)),
+        (None, Some(text)) => raw(&toml, from_toml(&text)),
+        (None, None) => Ok(Raw::new()),
+    }
+}
+
+fn text(path: &Path) -> Result<Option<String>, Fatal> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Fatal::new(Failure::Config, format!("read {}: {error}", path.display()))),
+    }
+}
+
+fn raw(path: &Path, parsed: Result<BTreeMap<String, String>, String>) -> Result<Raw, Fatal> {
+    let values = parsed.map_err(|why| Fatal::new(Failure::Config, format!("{}: {why}", path.display())))?;
+    let place = path.display().to_string();
+    let source = Source::File(path.to_path_buf());
+    values.into_iter().map(|(name, value)| Ok((known(&name, &place)?.name, (value, source.clone())))).collect()
+}
+
+fn from_json(text: &str) -> Result<BTreeMap<String, String>, String> {
+    let values: BTreeMap<String, serde_json::Value> =
+        serde_json::from_str(&without_comments(text)).map_err(|error| error.to_string())?;
+    values.into_iter().map(|(name, value)| Ok((name.clone(), json_text(&name, value)?))).collect()
+}
+
+fn json_text(name: &str, value: serde_json::Value) -> Result<String, String> {
+    use serde_json::Value;
+    match value {
+        Value::String(text) => Ok(text),
+        Value::Bool(flag) => Ok(flag.to_string()),
+        Value::Number(number) => Ok(number.to_string()),
+        Value::Array(items) => {
+            let texts: Result<Vec<_>, _> = items.into_iter().map(|item| json_text(name, item)).collect();
+            Ok(texts?.join(","))
+        }
+        Value::Null | Value::Object(_) => Err(format!("`{name}` must be a text or a list of texts")),
+    }
+}
+
+fn from_toml(text: &str) -> Result<BTreeMap<String, String>, String> {
+    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| error.to_string().replace('\n', " "))?;
+    table.into_iter().map(|(name, value)| Ok((name.clone(), toml_text(&name, value)?))).collect()
+}
+
+fn toml_text(name: &str, value: toml::Value) -> Result<String, String> {
+    match value {
+        toml::Value::String(text) => Ok(text),
+        toml::Value::Boolean(flag) => Ok(flag.to_string()),
+        toml::Value::Integer(number) => Ok(number.to_string()),
+        toml::Value::Array(items) => {
+            let texts: Result<Vec<_>, _> = items.into_iter().map(|item| toml_text(name, item)).collect();
+            Ok(texts?.join(","))
+        }
+        _ => Err(format!("`{name}` must be a text or a list of texts")),
+    }
+}
+
+/// Blanks `//` comments outside strings; line and column of later errors stay right.
+fn without_comments(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let (mut in_string, mut in_comment, mut escaped) = (false, false, false);
+    let mut characters = text.chars().peekable();
+    while let Some(character) = characters.next() {
+        if in_comment && character != '\n' {
+            continue;
+        }
+        in_comment = false;
+        if !in_string && character == '/' && characters.peek() == Some(&'/') {
+            in_comment = true;
+            continue;
+        }
+        if character == '"' && !escaped {
+            in_string = !in_string;
+        }
+        escaped = in_string && character == '\\' && !escaped;
+        out.push(character);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comments_go_and_urls_in_strings_stay() {
+        let text = "{ // first\n \"a\": \"http://x\", // second \"\n \"b\\\"//\": \"//\" }";
+        let values = from_json(text).expect("valid");
+        assert_eq!(values.get("a").map(String::as_str), Some("http://x"));
+        assert_eq!(values.get("b\"//").map(String::as_str), Some("//"));
+    }
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Precedence, sources, and every kind of bad configuration.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use super::*;
+
+fn input(home: &Path, variables: &[(&str, &str)], flags: &[(&str, &str)]) -> Input {
+    let own =
+        |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<Vec<_>>();
+    let mut environment: BTreeMap<_, _> = own(variables).into_iter().collect();
+    environment.insert("ARCA_HOME".to_owned(), home.to_string_lossy().into_owned());
+    Input {
+        environment,
+        flags: own(flags),
+        root: true,
+        user_home: "/home/u".into(),
+        program: "/opt/arca/bin/arca".into(),
+    }
+}
+
+fn home_with(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let home = tempfile::tempdir().expect("temporary directory");
+    for (name, text) in files {
+        fs::write(home.path().join(name), text).expect("write");
+    }
+    home
+}
+
+fn error(files: &[(&str, &str)], variables: &[(&str, &str)]) -> String {
+    let home = home_with(files);
+    let fatal = load(&input(home.path(), variables, &[])).expect_err("must be refused");
+    assert_eq!(fatal.failure, Failure::Config);
+    fatal.text
+}
+
+#[test]
+fn flags_over_environment_over_file_over_defaults_each_with_its_source() {
+    let home = home_with(&[("config.json", r#"{ "logLevel": "warn", "machine": "vm", "link": "cable" }"#)]);
+    let variables = [("ARCA_MACHINE", "namespace"), ("ARCA_LINK", "tap-fd")];
+    let config = load(&input(home.path(), &variables, &[("link", "stream")])).expect("valid");
+    assert_eq!(
+        (config.log_level.as_str(), config.machine, config.link),
+        ("warn", MachineKind::Namespace, LinkKind::Stream)
+    );
+    assert_eq!(config.effective["link"].1, Source::Flag);
+    assert_eq!(config.effective["machine"].1, Source::Environment("ARCA_MACHINE"));
+    assert_eq!(config.effective["logLevel"].1, Source::File(home.path().join("config.json")));
+    assert_eq!(config.effective["networkBackend"].1, Source::Default);
+}
+
+#[test]
+fn a_tilde_is_the_users_home_and_toml_says_the_same() {
+    let home = home_with(&[("config.toml", "socketPath = \"~/d.sock\"\ndns = [\"10.0.0.1\", \"fd00::1\"]\n")]);
+    let config = load(&input(home.path(), &[], &[])).expect("valid");
+    assert_eq!(config.paths.docker_socket, Path::new("/home/u/d.sock"));
+    assert_eq!(config.dns.len(), 2);
+}
+
+#[test]
+fn an_unknown_key_names_the_nearest() {
+    let text = error(&[("config.json", r#"{ "networkbackend": "ovs" }"#)], &[]);
+    assert!(text.ends_with("unknown key `networkbackend`; did you mean `networkBackend`?"), "{text}");
+}
+
+#[test]
+fn both_files_bad_json_and_bad_values_are_each_one_clear_line() {
+    let both = error(&[("config.json", "{}"), ("config.toml", "")], &[]);
+    assert!(both.contains("config.json and ") && both.ends_with("exist; keep one of them"), "{both}");
+    let broken = error(&[("config.json", "{")], &[]);
+    assert!(broken.contains("config.json: EOF while parsing"), "{broken}");
+    let value = error(&[], &[("ARCA_NETWORK_BACKEND", "ovn")]);
+    assert_eq!(value, "networkBackend = \"ovn\" ($ARCA_NETWORK_BACKEND): must be one of: ovs, vmnet");
+    for range in ["192.168.1.1/24", "192.168.1.0/30", "x", "192.168.1.0"] {
+        assert!(error(&[], &[("ARCA_UPLINK_RANGE", range)]).contains("uplinkRange"), "{range}");
+    }
+}

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Typed values of the configuration; each parse error lists what is allowed.
+
+use std::{fmt, net::IpAddr, net::Ipv4Addr, str::FromStr};
+
+macro_rules! choice {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $($(#[$variant_doc])* $variant),* }
+
+        impl FromStr for $name {
+            type Err = String;
+
+            fn from_str(text: &str) -> Result<Self, String> {
+                match text {
+                    $($text => Ok(Self::$variant),)*
+                    _ => Err(format!("must be one of: {}", [$($text),*].join(", "))),
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self { $(Self::$variant => $text),* })
+            }
+        }
+    };
+}
+
+choice! {
+    /// Backend of networks whose driver names none.
+    BackendKind {
+        /// OVN in the helper machine.
+        Ovs = "ovs",
+        /// Native switching.
+        Vmnet = "vmnet",
+    }
+}
+choice! {
+    /// What a container lives in.
+    MachineKind {
+        /// VM where KVM (or macOS) is, else namespace.
+        Auto = "auto",
+        /// Linux namespaces.
+        Namespace = "namespace",
+        /// A micro-VM.
+        Vm = "vm",
+    }
+}
+choice! {
+    /// How frames travel between a container and the helper.
+    LinkKind {
+        /// The fastest carrier there is for this pair of machines.
+        Auto = "auto",
+        /// Over relayed byte streams.
+        Stream = "stream",
+        /// The TAP's descriptor is handed to the helper.
+        TapFd = "tap-fd",
+        /// A veth pair straight into the helper.
+        Cable = "cable",
+    }
+}
+
+/// An IPv4 range, `192.168.127.0/24`, host bits zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefix {
+    /// First address.
+    pub network: Ipv4Addr,
+    /// Prefix length, 8..=29.
+    pub length: u8,
+}
+
+impl FromStr for Prefix {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let form = || "must be an IPv4 range of /8 to /29 such as 192.168.127.0/24".to_owned();
+        let (network, length) = text.split_once('/').ok_or_else(form)?;
+        let network: Ipv4Addr = network.parse().map_err(|_| form())?;
+        let length: u8 = length.parse().map_err(|_| form())?;
+        if !(8..=29).contains(&length) {
+            return Err(form());
+        }
+        if u32::from(network) & (u32::MAX >> length) != 0 {
+            return Err("has host bits set".to_owned());
+        }
+        Ok(Self { network, length })
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.network, self.length)
+    }
+}
+
+pub(super) struct Addresses(pub(super) Vec<IpAddr>);
+
+impl FromStr for Addresses {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+        let parse = |part: &str| part.parse().map_err(|_| format!("`{part}` is no IP address"));
+        parts.map(parse).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+pub(super) struct LogLevel(pub(super) String);
+
+impl FromStr for LogLevel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match tracing_subscriber::EnvFilter::try_new(text) {
+            Ok(_) if !text.is_empty() => Ok(Self(text.to_owned())),
+            _ => Err("must be error, warn, info, debug or trace, or a filter such as arca_netd=debug,info".to_owned()),
+        }
+    }
+}
