@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+# Every recipe of the project. Run them as `./dev RECIPE`, which installs what is missing first.
+
+set shell := ["bash", "-euo", "pipefail", "-c"]
+set positional-arguments
+
+tree := justfile_directory()
+target := env("CARGO_TARGET_DIR", tree / "target")
+guest_target := arch() + "-unknown-linux-musl"
+guest_dir := target / guest_target / "guest"
+cache := tree / ".cache"
+guests := "-p arca-init -p arca-tapfwd -p arca-helper-agent"
+
+export CARGO_TARGET_DIR := target
+# Where hosts find what they boot machines with.
+export ARCA_GUEST_DIR := env("ARCA_GUEST_DIR", guest_dir)
+export ARCA_HELPER_ROOT := env("ARCA_HELPER_ROOT", cache / "helper-image/rootfs")
+# The engine of `up` lives beside an installed one: files and sockets of its own, below a short path.
+export ARCA_HOME := env("ARCA_HOME", env("HOME", "/root") / ".cache/arca-dev")
+
+# List the recipes
+default:
+    @just --list
+
+# Build everything: host programs (release), guest programs (static), helper image
+build: hosts guests image
+
+# Build the host programs; they find the guest programs through the link `guest` beside them
+hosts:
+    cargo build --locked --release --workspace --bins --exclude arca-tests {{ replace(guests, "-p", "--exclude") }}
+    ln -sfn ../{{ guest_target }}/guest {{ target }}/release/guest
+
+# Build the guest programs: static, without C and without TLS
+guests:
+    cargo build --locked --profile guest --target {{ guest_target }} {{ guests }}
+
+# Build the helper machine's image with the agent in it (incremental)
+image: guests
+    helpervm-image/build --quiet --agent {{ guest_dir }}/arca-helper-agent
+
+# Make the small busybox image for `docker load` (prints its path)
+test-image:
+    tests/images/busybox
+
+# Run an engine in the foreground; prints DOCKER_HOST=unix://...
+up: build
+    {{ target }}/release/arca daemon run
+
+# Stop the engine of `up` with its containers and its helper machine
+down: hosts
+    {{ target }}/release/arca daemon stop --all
+
+# Play the story on an engine of its own, with the real docker CLI; cleans up
+demo *arguments: build test-image
+    tests/demo/run "$@"
+
+# Run every test: prepares with network, then tests without; ends with the count
+test *arguments:
+    tests/checks/suite "$@"
+
+# Measure against the budgets (a bench prints, it does not fail)
+bench *arguments: build test-image
+    cargo bench --locked -p arca-tests -- "$@"
+
+# Run the fuzz targets longer than the tests do: seconds for each target
+fuzz seconds="60":
+    tests/checks/fuzz {{ seconds }}
+
+# Static checks: format, clippy, arrows, licences, macOS types
+check: format clippy tree-checks deny macos
+
+# Check the formatting
+format:
+    cargo fmt --all --check
+
+# Lint everything; warnings are errors
+clippy:
+    cargo clippy --locked --workspace --all-targets -- -D warnings
+
+# Check the tree itself: crate arrows, file length, licence heads, shell scripts
+tree-checks:
+    tests/checks/all
+
+# Check licences, sources and advisories of the dependencies (needs cargo-deny)
+deny:
+    @if cargo deny --version >/dev/null 2>&1; then cargo deny --locked check bans licenses sources; \
+    else echo "SKIP deny: cargo-deny is not installed (cargo install --locked cargo-deny)"; fi
+
+# Type-check for macOS the crates that run there
+macos:
+    @if [ -d "$(rustc --print sysroot)/lib/rustlib/aarch64-apple-darwin" ] \
+        || rustup -q target add aarch64-apple-darwin 2>/dev/null; then \
+        cargo check --locked --target aarch64-apple-darwin -p arca-proto -p arca-daemon -p arca-machine -p arca-api \
+            -p arca-netd -p arca-relayd; \
+    else echo "SKIP macos: the Rust target aarch64-apple-darwin is not to be had here"; fi
