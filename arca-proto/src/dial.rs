@@ -130,7 +130,7 @@ impl Stream {
     pub fn into_fd(self) -> io::Result<OwnedFd> {
         match self {
             Self::Unix(stream) => Ok(stream.into_std()?.into()),
-            Self::Vsock(stream) => vsock::into_fd(stream),
+            Self::Vsock(stream) => vsock::into_fd(&stream),
         }
     }
 }

@@ -14,7 +14,7 @@ pub(crate) async fn connect(cid: u32, port: u32) -> io::Result<Stream> {
 }
 
 /// The stream's own type does not give its descriptor away, so it is duplicated and the original closed.
-pub(crate) fn into_fd(stream: Stream) -> io::Result<OwnedFd> {
+pub(crate) fn into_fd(stream: &Stream) -> io::Result<OwnedFd> {
     stream.as_fd().try_clone_to_owned()
 }
 

@@ -14,6 +14,6 @@ pub(crate) async fn connect(_cid: u32, _port: u32) -> io::Result<Stream> {
     Err(unsupported())
 }
 
-pub(crate) fn into_fd(_stream: Stream) -> io::Result<OwnedFd> {
+pub(crate) fn into_fd(_stream: &Stream) -> io::Result<OwnedFd> {
     Err(unsupported())
 }
