@@ -225,7 +225,7 @@ impl Wire {
     /// The next message; meanwhile writes what is due.
     async fn receive(&mut self) -> Result<Json, Error> {
         loop {
-            if let Some(message) = self.decoder.next()? {
+            if let Some(message) = self.decoder.next_message()? {
                 return Ok(message);
             }
             let broken = |e: std::io::Error| Error::Protocol(format!("the connection broke: {e}"));

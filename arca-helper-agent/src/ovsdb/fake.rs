@@ -295,7 +295,7 @@ fn mutate(column: &mut Value, mutator: &str, by: Value) {
         (column, "+=", by) => *column = Value::from(column.as_integer().unwrap() + by.as_integer().unwrap()),
         (Value::Set(set), "insert", Value::Set(more)) => set.extend(more),
         (Value::Map(map), "insert", Value::Map(more)) => {
-            more.into_iter().for_each(|(k, v)| drop(map.entry(k).or_insert(v)))
+            more.into_iter().for_each(|(k, v)| _ = map.entry(k).or_insert(v))
         }
         (Value::Set(set), "delete", Value::Set(less)) => set.retain(|a| !less.contains(a)),
         (Value::Map(map), "delete", Value::Set(keys)) => map.retain(|k, _| !keys.contains(k)),
@@ -308,7 +308,7 @@ async fn client(mut stream: UnixStream, store: Arc<Mutex<Store>>, updates: broad
     let mut feed = updates.subscribe();
     let mut monitoring = false;
     loop {
-        while let Ok(Some(message)) = decoder.next() {
+        while let Ok(Some(message)) = decoder.next_message() {
             let id = message["id"].clone();
             let ok = |result: Json| json!({"result": result, "error": null, "id": id}).to_string();
             let answer = match message["method"].as_str() {

@@ -10,7 +10,7 @@ use super::{Atom, Error, Monitor, Uuid, Value};
 
 /// Type of a column.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Column {
+pub(super) struct Column {
     /// More than one element is possible: `update3` then sends symmetric differences.
     pub(super) composite: bool,
     /// Value of a row that never got one.

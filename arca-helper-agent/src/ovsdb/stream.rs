@@ -41,7 +41,7 @@ impl Decoder {
     }
 
     /// The next complete message, or `None` until more bytes have come. After an error the stream is of no use.
-    pub fn next(&mut self) -> Result<Option<Json>, Error> {
+    pub fn next_message(&mut self) -> Result<Option<Json>, Error> {
         if self.depth == 0 {
             let blank = self.buffer.iter().take_while(|b| b.is_ascii_whitespace()).count();
             self.buffer.advance(blank);

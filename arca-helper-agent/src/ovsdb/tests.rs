@@ -203,7 +203,7 @@ proptest! {
             let (head, tail) = rest.split_at(rest.len().min(*cuts.next().unwrap()));
             decoder.buffer().extend_from_slice(head);
             rest = tail;
-            while let Some(message) = decoder.next().unwrap() {
+            while let Some(message) = decoder.next_message().unwrap() {
                 got.push(message);
             }
         }
@@ -215,7 +215,7 @@ proptest! {
         let mut decoder = Decoder::with_limit(64);
         for byte in bytes {
             decoder.buffer().extend_from_slice(&[byte]);
-            if decoder.next().is_err() {
+            if decoder.next_message().is_err() {
                 break;
             }
             prop_assert!(decoder.buffer().len() <= 64);
