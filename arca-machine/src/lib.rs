@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Boots what a container or the helper lives in, and gives a way to dial it.
+//!
+//! arca-api launches container machines, arca-netd the helper machine. Nothing above this crate may know which kind of
+//! machine it talks to: a [`Machine`] is an address whose ports are dialled, a process that ends, and something that can
+//! be destroyed. A machine outlives its launcher: it is a process of a session of its own, and a record in its state
+//! directory lets the next daemon [`Machines::adopt`] it.
+//!
+//! ```text
+//! launch_* ── bind <sockets>/9000 ── spawn ── record ── READY ──> Machine ── wait_exit / destroy ──> gone
+//!                                      │                 │                        ^
+//!                                      └ died, late: killed, nothing remains      └ adopt (record + pid + start time + dial)
+//! ```
+
+mod error;
+mod machine;
+mod ready;
+mod record;
+
+#[cfg(target_os = "linux")]
+#[path = "namespace/linux.rs"]
+mod namespace;
+#[cfg(not(target_os = "linux"))]
+#[path = "namespace/other.rs"]
+mod namespace;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+
+pub use error::MachineError;
+pub use machine::Machine;
+pub use record::{Record, Role};
+
+/// How machines are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Linux namespaces: root, no hypervisor.
+    Namespace,
+}
+
+/// A container machine to launch.
+#[derive(Clone, Debug)]
+pub struct ContainerSpec {
+    /// Machine id; arca-api uses the id of the container that the machine is made for.
+    pub id: String,
+    /// One unix socket per port appears here. Short: `sun_path` holds 108 bytes. Made, and removed by `destroy`.
+    pub socket_directory: PathBuf,
+    /// `machine.json` and `machine.log` go here. Made, not removed.
+    pub state_directory: PathBuf,
+    /// Where `arca-init` and `arca-tapfwd` lie.
+    pub guest_directory: PathBuf,
+    /// Share the host's network namespace (`--network host`); no arca-tapfwd runs then.
+    pub host_network: bool,
+    /// Further environment of arca-init, for example `ARCA_CRUN`.
+    pub environment: Vec<(String, String)>,
+    /// Log level word or filter of the guest programs.
+    pub log_level: String,
+    /// From spawn to READY.
+    pub ready_timeout: Duration,
+}
+
+/// The helper machine to launch.
+#[derive(Clone, Debug)]
+pub struct HelperSpec {
+    /// Machine id, also its host name.
+    pub id: String,
+    /// Root file system of the helper image. Stays as it is: changes go to a tmpfs of the machine.
+    pub root: PathBuf,
+    /// What survives the machine; seen inside as /var/lib/arca. Made if missing.
+    pub data_directory: PathBuf,
+    /// Seen inside as /vsock; see [`ContainerSpec::socket_directory`].
+    pub socket_directory: PathBuf,
+    /// `machine.json`, `machine.log` and the mount point of the root.
+    pub state_directory: PathBuf,
+    /// Where `arca-helper-agent` lies.
+    pub guest_directory: PathBuf,
+    /// Further environment of the helper's first process.
+    pub environment: Vec<(String, String)>,
+    /// Log level word or filter.
+    pub log_level: String,
+    /// From spawn to READY.
+    pub ready_timeout: Duration,
+}
+
+/// What was found of a machine after a daemon's restart.
+#[derive(Debug)]
+pub enum Adoption {
+    /// It runs and answers.
+    Running(Machine),
+    /// Its process runs but its gRPC port does not answer: destroy it.
+    Unresponsive(Machine),
+    /// It ended while nobody watched; the record says what it was (`None`: nothing was ever launched there). Call
+    /// [`Machines::sweep`] to remove what it left.
+    Gone(Option<Record>),
+}
+
+/// One way to make machines. Implementations know everything about their kind; callers know nothing of it.
+#[async_trait]
+pub(crate) trait Driver: Send + Sync + std::fmt::Debug {
+    /// Boots a container machine and waits for READY. On failure nothing of it remains.
+    async fn launch_container(&self, spec: &ContainerSpec) -> Result<Machine, MachineError>;
+    /// Boots the helper machine and waits for READY. On failure nothing of it remains.
+    async fn launch_helper(&self, spec: &HelperSpec) -> Result<Machine, MachineError>;
+    /// Opens the process of a record if it is still that process.
+    fn open(&self, record: &Record) -> Result<Option<Machine>, MachineError>;
+    /// Removes what a machine that is not running left: processes, cgroups, sockets, record.
+    async fn sweep(&self, record: &Record) -> Result<(), MachineError>;
+    /// Removes the cgroup `parent` in every hierarchy if no machine uses it any more.
+    async fn release_cgroups(&self, guest_directory: &Path, parent: &str) -> Result<(), MachineError>;
+}
+
+/// Launches and adopts machines of one kind.
+#[derive(Clone, Debug)]
+pub struct Machines {
+    driver: Arc<dyn Driver>,
+}
+
+impl Machines {
+    /// Machines of the given kind.
+    ///
+    /// # Errors
+    /// [`MachineError::Unavailable`] where the platform has no such kind.
+    pub fn new(kind: Kind) -> Result<Self, MachineError> {
+        match kind {
+            Kind::Namespace => Ok(Self { driver: namespace::driver()? }),
+        }
+    }
+
+    /// Boots a container machine; returns when its ports may be dialled.
+    ///
+    /// # Errors
+    /// See [`MachineError`]; nothing of the machine remains then.
+    pub async fn launch_container(&self, spec: &ContainerSpec) -> Result<Machine, MachineError> {
+        self.driver.launch_container(spec).await
+    }
+
+    /// Boots the helper machine; returns when its ports may be dialled.
+    ///
+    /// # Errors
+    /// See [`MachineError`]; nothing of the machine remains then.
+    pub async fn launch_helper(&self, spec: &HelperSpec) -> Result<Machine, MachineError> {
+        self.driver.launch_helper(spec).await
+    }
+
+    /// Finds what really runs of the machine whose state directory this is.
+    ///
+    /// # Errors
+    /// The record cannot be read.
+    pub async fn adopt(&self, state_directory: &Path) -> Result<Adoption, MachineError> {
+        let record = Record::load(state_directory).map_err(|source| MachineError::File {
+            id: state_directory.display().to_string(),
+            operation: "read the machine record in",
+            path: state_directory.to_path_buf(),
+            source,
+        })?;
+        let Some(record) = record else { return Ok(Adoption::Gone(None)) };
+        let Some(machine) = self.driver.open(&record)? else { return Ok(Adoption::Gone(Some(record))) };
+        match machine.dial(machine.grpc_port()).await {
+            Ok(_) => Ok(Adoption::Running(machine)),
+            Err(error) => {
+                tracing::warn!(machine_id = record.id, %error, "machine runs but does not answer");
+                Ok(Adoption::Unresponsive(machine))
+            }
+        }
+    }
+
+    /// Removes what a machine that is gone left behind. Sweeping twice is no error.
+    ///
+    /// # Errors
+    /// [`MachineError::Teardown`] lists what could not be removed.
+    pub async fn sweep(&self, record: &Record) -> Result<(), MachineError> {
+        self.driver.sweep(record).await
+    }
+
+    /// Removes the cgroup `parent` ("arca/<engine>") in every hierarchy once no workload stands below it. For the
+    /// engine's stop: while it runs, a machine may be making its own cgroup there.
+    ///
+    /// # Errors
+    /// The guest program that does it cannot be run or failed.
+    pub async fn release_cgroups(&self, guest_directory: &Path, parent: &str) -> Result<(), MachineError> {
+        self.driver.release_cgroups(guest_directory, parent).await
+    }
+}

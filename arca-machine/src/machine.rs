@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A running machine as its users see it.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use arca_proto::{
+    dial::{self, Address, DialError, Stream},
+    ports,
+};
+use async_trait::async_trait;
+use tonic::transport::Channel;
+
+use crate::{
+    error::MachineError,
+    record::{Record, Role},
+};
+
+/// What a driver keeps of one machine.
+#[async_trait]
+pub(crate) trait Keeper: Send + Sync + std::fmt::Debug {
+    /// Returns when the machine has ended.
+    async fn wait_exit(&self);
+    /// Ends it: gracefully within `grace`, then by force; removes everything but the state directory.
+    async fn destroy(&self, record: &Record, grace: Duration) -> Result<(), MachineError>;
+}
+
+/// A running machine. Clones are the same machine; dropping them all leaves it running.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    record: Arc<Record>,
+    keeper: Arc<dyn Keeper>,
+}
+
+impl Machine {
+    pub(crate) fn new(record: Record, keeper: Arc<dyn Keeper>) -> Self {
+        Self { record: Arc::new(record), keeper }
+    }
+
+    /// Machine id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.record.id
+    }
+
+    /// How its ports are dialled; what netd and relayd are told.
+    #[must_use]
+    pub fn address(&self) -> &Address {
+        &self.record.address
+    }
+
+    /// Process id of its keeper in this process's pid namespace.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.record.pid
+    }
+
+    /// Start time of the keeper in clock ticks since boot.
+    #[must_use]
+    pub fn start_time(&self) -> u64 {
+        self.record.start_time
+    }
+
+    /// What is on disk of it.
+    #[must_use]
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// The machine's network namespace, where it is one on this host: for moving a veth end in.
+    #[must_use]
+    pub fn netns_path(&self) -> Option<PathBuf> {
+        matches!(self.record.address, Address::Sockets(_)).then(|| format!("/proc/{}/ns/net", self.record.pid).into())
+    }
+
+    /// Port of the machine's first gRPC service.
+    #[must_use]
+    pub fn grpc_port(&self) -> u32 {
+        match self.record.role {
+            Role::Container => ports::INIT,
+            Role::Helper => ports::HELPER,
+        }
+    }
+
+    /// Connects to a port.
+    ///
+    /// # Errors
+    /// See [`dial::dial`].
+    pub async fn dial(&self, port: u32) -> Result<Stream, DialError> {
+        dial::dial(&self.record.address, port).await
+    }
+
+    /// A gRPC channel to a port; it connects when first used and again after each loss.
+    #[must_use]
+    pub fn channel(&self, port: u32) -> Channel {
+        dial::channel(&self.record.address, port)
+    }
+
+    /// Returns when the machine has ended, whoever ended it. Any number of callers may wait.
+    pub async fn wait_exit(&self) {
+        self.keeper.wait_exit().await;
+    }
+
+    /// Ends the machine and everything in it, gracefully within `grace`, then by force, and removes its sockets and
+    /// record. Destroying a machine that has ended only cleans up.
+    ///
+    /// # Errors
+    /// [`MachineError::Teardown`] lists what could not be removed.
+    pub async fn destroy(&self, grace: Duration) -> Result<(), MachineError> {
+        self.keeper.destroy(&self.record, grace).await
+    }
+}
