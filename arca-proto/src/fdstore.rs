@@ -9,10 +9,12 @@
 //! store  -> client   PUT name state +descriptors   (each held entry)   then END
 //! client -> store    PUT name state +descriptors   replaces an entry of that name
 //! client -> store    REMOVE name
+//! store  -> client   REMOVED name                   its descriptors are closed
 //! ```
 //!
 //! A PUT needs no answer: once sent, it is in the socket's queue and survives the sender's death. The store therefore
-//! reads a dead client's queue to its end ([`Session::serve`] returns then) before the next run starts.
+//! reads a dead client's queue to its end ([`Session::serve`] returns then) before the next run starts. A REMOVE is
+//! answered, because a TAP's name and a listener's port are free only when the last descriptor is closed.
 
 use std::collections::BTreeMap;
 use std::io::{IoSlice, IoSliceMut};
@@ -86,6 +88,7 @@ pub struct Entry {
 enum Message {
     Put { name: String, state: Value },
     Remove { name: String },
+    Removed { name: String },
     End,
 }
 
@@ -140,7 +143,8 @@ impl Store {
         send(to, &Message::End, &[])
     }
 
-    fn apply(&self, message: Message, descriptors: Vec<OwnedFd>) {
+    /// Does what the client asks and gives the answer, if there is one.
+    fn apply(&self, message: Message, descriptors: Vec<OwnedFd>) -> Option<Message> {
         let mut entries = self.lock();
         match message {
             Message::Put { name, .. } if entries.len() >= MAX_ENTRIES && !entries.contains_key(&name) => {
@@ -151,9 +155,13 @@ impl Store {
             }
             Message::Remove { name } => {
                 entries.remove(&name);
+                return Some(Message::Removed { name });
             }
-            Message::End => tracing::warn!("descriptor store: the client sent END, which only the store sends"),
+            Message::Removed { .. } | Message::End => {
+                tracing::warn!("descriptor store: the client sent what only the store sends");
+            }
         }
+        None
     }
 }
 
@@ -188,7 +196,12 @@ impl Session {
         }
         loop {
             match receive(parent.as_fd()) {
-                Ok(Some((message, descriptors))) => store.apply(message, descriptors),
+                Ok(Some((message, descriptors))) => {
+                    if let Some(answer) = store.apply(message, descriptors) {
+                        // A client that is gone needs no answer.
+                        let _ = send(parent.as_fd(), &answer, &[]);
+                    }
+                }
                 Ok(None) => return Ok(()),
                 // Said once, when the client died with unread entries in its queue; ours is still to be read.
                 Err(FdStoreError::Socket { source: Errno::ECONNRESET, .. }) => {}
@@ -202,7 +215,8 @@ impl Session {
 /// The side of the one whose descriptors are kept.
 #[derive(Debug)]
 pub struct Client {
-    socket: OwnedFd,
+    // Locked from a request to its answer.
+    socket: Mutex<OwnedFd>,
 }
 
 impl Client {
@@ -232,7 +246,7 @@ impl Client {
     pub fn new(socket: OwnedFd) -> Result<Self, FdStoreError> {
         fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
             .map_err(|source| FdStoreError::Socket { operation: "mark the socket close-on-exec", source })?;
-        Ok(Self { socket })
+        Ok(Self { socket: Mutex::new(socket) })
     }
 
     /// Reads what the store held when this run began. Call once, before the first [`Client::put`]. Blocks for the
@@ -241,13 +255,14 @@ impl Client {
     /// # Errors
     /// The parent is gone, or does not speak this protocol.
     pub fn restore(&self) -> Result<Vec<Entry>, FdStoreError> {
+        let socket = self.lock();
         let mut entries = Vec::new();
         loop {
-            match receive(self.socket.as_fd())? {
+            match receive(socket.as_fd())? {
                 Some((Message::Put { name, state }, descriptors)) => entries.push(Entry { name, state, descriptors }),
                 Some((Message::End, _)) => return Ok(entries),
-                Some((Message::Remove { name }, _)) => {
-                    return Err(FdStoreError::Malformed(format!("REMOVE {name} came from the store")));
+                Some((Message::Remove { name } | Message::Removed { name }, _)) => {
+                    return Err(FdStoreError::Malformed(format!("{name} is removed before END")));
                 }
                 None => return Err(FdStoreError::Closed),
             }
@@ -259,22 +274,33 @@ impl Client {
     /// # Errors
     /// Too large for one message, or the parent is gone.
     pub fn put(&self, name: &str, state: Value, descriptors: &[BorrowedFd<'_>]) -> Result<(), FdStoreError> {
-        send(self.socket.as_fd(), &Message::Put { name: name.to_owned(), state }, descriptors)
+        send(self.lock().as_fd(), &Message::Put { name: name.to_owned(), state }, descriptors)
     }
 
-    /// Has the store close what it keeps under `name`. Removing what is not kept is no error.
+    /// Has the store close what it keeps under `name`, and waits until that is done (the parent answers at once).
+    /// Removing what is not kept is no error.
     ///
     /// # Errors
     /// The parent is gone.
     pub fn remove(&self, name: &str) -> Result<(), FdStoreError> {
-        send(self.socket.as_fd(), &Message::Remove { name: name.to_owned() }, &[])
+        let socket = self.lock();
+        send(socket.as_fd(), &Message::Remove { name: name.to_owned() }, &[])?;
+        match receive(socket.as_fd())? {
+            Some((Message::Removed { name: removed }, _)) if removed == name => Ok(()),
+            Some((message, _)) => Err(FdStoreError::Malformed(format!("{message:?} instead of REMOVED {name}"))),
+            None => Err(FdStoreError::Closed),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, OwnedFd> {
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn send(to: BorrowedFd<'_>, message: &Message, descriptors: &[BorrowedFd<'_>]) -> Result<(), FdStoreError> {
     let bytes = serde_json::to_vec(message).map_err(|e| FdStoreError::Malformed(e.to_string()))?;
     if descriptors.len() > MAX_DESCRIPTORS || bytes.len() > MAX_MESSAGE {
-        let (Message::Put { name, .. } | Message::Remove { name }) = message else {
+        let (Message::Put { name, .. } | Message::Remove { name } | Message::Removed { name }) = message else {
             return Err(FdStoreError::Malformed("END is too large".to_owned()));
         };
         let (descriptors, bytes) = (descriptors.len(), bytes.len());

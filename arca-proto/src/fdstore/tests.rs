@@ -119,11 +119,27 @@ fn too_many_descriptors_and_too_much_state_are_refused_before_sending() {
 fn a_malformed_message_is_reported_and_the_next_one_still_counts() {
     let store = Arc::new(Store::default());
     let (client, thread) = run(&store);
-    nix::sys::socket::send(client.socket.as_raw_fd(), b"{\"op\":\"grow\"}", MsgFlags::empty()).unwrap();
+    nix::sys::socket::send(client.lock().as_raw_fd(), b"{\"op\":\"grow\"}", MsgFlags::empty()).unwrap();
     client.put("a", Value::Null, &[]).unwrap();
     drop(client);
     thread.join().unwrap().unwrap();
     assert_eq!(store.names(), ["a"]);
+}
+
+#[test]
+fn a_removed_descriptor_is_closed_when_remove_returns() {
+    let store = Arc::new(Store::default());
+    let (client, thread) = run(&store);
+    client.restore().unwrap();
+    let (here, mut there) = UnixStream::pair().unwrap();
+    client.put("link-1", Value::Null, &[here.as_fd()]).unwrap();
+    drop(here);
+    client.remove("link-1").unwrap();
+    there.set_nonblocking(true).unwrap();
+    // End of input, not "nothing yet": nobody holds the other end.
+    assert_eq!(there.read(&mut [0; 1]).unwrap(), 0);
+    drop(client);
+    thread.join().unwrap().unwrap();
 }
 
 #[test]
