@@ -19,7 +19,7 @@ use nix::{
     libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
-use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, unix::AsyncFd};
 
 use super::spawn::{Spawned, reap};
 use crate::{MachineError, Record, Role, machine::Keeper};
@@ -41,9 +41,9 @@ impl Process {
         let Spawned { pid, pidfd } = spawned;
         // A child that has ended already is a zombie: it still has its stat file.
         let start_time = start_time(pid)?.ok_or_else(|| io::Error::other("the child has no /proc entry"))?;
-        let process = Self { pid, start_time, pidfd: AsyncFd::register(pidfd.try_clone()?)? };
+        let process = Self { pid, start_time, pidfd: watch(pidfd.try_clone()?)? };
         // Somebody must take the exit status even if nobody waits for the machine any more.
-        let watched = AsyncFd::register(pidfd)?;
+        let watched = watch(pidfd)?;
         tokio::spawn(async move {
             ended(&watched).await;
             reap(pid);
@@ -70,7 +70,7 @@ impl Process {
         if poll(&mut polled, PollTimeout::ZERO)? > 0 {
             return Ok(None);
         }
-        Ok(Some(Self { pid, start_time, pidfd: AsyncFd::register(pidfd)? }))
+        Ok(Some(Self { pid, start_time, pidfd: watch(pidfd)? }))
     }
 
     pub(super) fn pid(&self) -> u32 {
@@ -178,6 +178,11 @@ pub(super) async fn run_init(guest_directory: &Path, arguments: &[String]) -> io
         return Ok(());
     }
     Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+}
+
+fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is owned, so it stays open and the same until the registration is dropped.
+    Ok(unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?)
 }
 
 /// A pidfd becomes readable when its process has ended (pidfd_open(2)) and stays so.
