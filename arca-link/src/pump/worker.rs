@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The pump's thread. Level-triggered epoll: whatever one turn leaves undone, the next one reports again.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+    time::Instant,
+};
+
+use arca_proto::hello::Hello;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+use super::{
+    HOLD, Shared,
+    connection::{Broken, Live, Pending, Terms, may_carry},
+    queue::{ReceiveBuffer, SendQueue},
+};
+use crate::sys;
+
+const WAKE: u64 = 0;
+const LISTENER: u64 = 1;
+const TAP: u64 = 2;
+/// Tokens from here on are connections, never used twice.
+const FIRST_CONNECTION: u64 = 3;
+
+/// Connections that may be in their hellos at once; beyond it the oldest is closed.
+const MAX_PENDING: usize = 4;
+/// Frames dropped in one turn while unlinked, so that a flood does not keep the listener waiting.
+const DROP_TURN: usize = 256;
+
+pub(super) struct Worker {
+    shared: Arc<Shared>,
+    epoll: Epoll,
+    listener: OwnedFd,
+    hello: Hello,
+    next_token: u64,
+    pending: Vec<(u64, Pending)>,
+    live: Option<Live>,
+    /// Terms of the live or the last connection.
+    terms: Option<Terms>,
+    send: SendQueue,
+    receive: ReceiveBuffer,
+    /// Unlinked, but frames still wait for a connection.
+    hold_until: Option<Instant>,
+    tap_watched: bool,
+}
+
+impl Worker {
+    pub(super) fn new(shared: Arc<Shared>, listener: OwnedFd, hello: Hello) -> io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        sys::set_nonblocking(listener.as_fd())?;
+        sys::raise_buffers(listener.as_fd());
+        epoll.add(&*shared.waker, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
+        epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
+        epoll.add(&shared.tap, EpollEvent::new(EpollFlags::EPOLLIN, TAP))?;
+        Ok(Self {
+            shared,
+            epoll,
+            listener,
+            hello,
+            next_token: FIRST_CONNECTION,
+            pending: Vec::new(),
+            live: None,
+            terms: None,
+            send: SendQueue::new(),
+            receive: ReceiveBuffer::new(),
+            hold_until: None,
+            tap_watched: true,
+        })
+    }
+
+    pub(super) fn run(mut self) {
+        if let Err(error) = self.serve() {
+            tracing::error!(link = %self.shared.link, tap = self.shared.tap.name(), %error, "pump ended");
+            self.shared.state.send_modify(|state| {
+                state.linked = false;
+                state.ended = true;
+                state.last_error = Some(error.to_string().into());
+            });
+        }
+    }
+
+    /// Until woken to stop. An error means that the TAP or epoll itself is of no more use.
+    fn serve(&mut self) -> io::Result<()> {
+        let mut events = [EpollEvent::empty(); 8];
+        loop {
+            let timeout = self.timeout()?;
+            let ready = match self.epoll.wait(&mut events, timeout) {
+                Ok(ready) => ready,
+                Err(nix::Error::EINTR) => 0,
+                Err(error) => return Err(error.into()),
+            };
+            for event in &events[..ready] {
+                match event.data() {
+                    WAKE => return Ok(()),
+                    LISTENER => self.accept()?,
+                    TAP if event.events().contains(EpollFlags::EPOLLERR) => return Err(gone()),
+                    TAP => self.from_tap()?,
+                    token => self.connection(token, event.events())?,
+                }
+            }
+        }
+    }
+
+    /// Time left for frames to wait; ends the waiting when it is over.
+    fn timeout(&mut self) -> io::Result<EpollTimeout> {
+        let Some(until) = self.hold_until else { return Ok(EpollTimeout::NONE) };
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            self.hold_until = None;
+            let (frames, _) = self.send.clear();
+            self.shared.to_stream.dropped(frames);
+            self.watch_tap(true)?;
+            return Ok(EpollTimeout::NONE);
+        }
+        // Rounded up: a wake-up just before the moment would be a second one.
+        Ok(EpollTimeout::try_from(left.as_millis() + 1).unwrap_or(EpollTimeout::NONE))
+    }
+
+    fn accept(&mut self) -> io::Result<()> {
+        while let Some(stream) = sys::accept(self.listener.as_fd())? {
+            let pending = match Pending::begin(stream, &self.hello) {
+                Ok(pending) => pending,
+                Err(error) => {
+                    self.refused(&error);
+                    continue;
+                }
+            };
+            let token = self.next_token;
+            self.next_token += 1;
+            self.epoll.add(&pending, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
+            if self.pending.len() == MAX_PENDING {
+                self.pending.remove(0);
+            }
+            self.pending.push((token, pending));
+        }
+        Ok(())
+    }
+
+    fn connection(&mut self, token: u64, events: EpollFlags) -> io::Result<()> {
+        if self.live.as_ref().is_some_and(|live| live.token == token) {
+            let done = if events.contains(EpollFlags::EPOLLOUT) { self.flush() } else { Ok(()) };
+            // A hang-up is read as the end of the stream, after what came before it.
+            let read = EpollFlags::EPOLLIN | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
+            let done = if events.intersects(read) { done.and_then(|()| self.from_stream()) } else { done };
+            return done.or_else(|error| self.unlink(&error));
+        }
+        let Some(at) = self.pending.iter().position(|(t, _)| *t == token) else { return Ok(()) };
+        let outcome = match self.pending[at].1.proceed(&self.hello) {
+            Ok(None) => return Ok(()),
+            Ok(Some(terms)) => {
+                let (_, pending) = self.pending.remove(at);
+                return self.link(token, pending, terms);
+            }
+            Err(error) => error,
+        };
+        self.pending.remove(at);
+        self.refused(&outcome);
+        Ok(())
+    }
+
+    fn refused(&self, error: &Broken) {
+        tracing::info!(link = %self.shared.link, %error, "connection refused");
+        self.shared.state.send_modify(|state| state.last_error = Some(error.to_string().into()));
+    }
+
+    fn link(&mut self, token: u64, pending: Pending, terms: Terms) -> io::Result<()> {
+        if let Some(live) = &self.live {
+            if terms.epoch <= live.terms.epoch {
+                self.refused(&Broken::OldEpoch(terms.epoch, live.terms.epoch));
+                return Ok(());
+            }
+            self.unlink(&Broken::Displaced(terms.epoch))?;
+        }
+        let former = self.terms.map_or(self.hello.offloads, |t| t.agreement.offloads);
+        if let Err(error) = self.shared.tap.set_offloads(terms.agreement.offloads) {
+            self.refused(&error.into());
+            return Ok(());
+        }
+        if !terms.agreement.offloads.contains(former) {
+            // Frames made under the former terms are waiting: the other end cannot take them.
+            let (frames, _) = self.send.clear();
+            self.shared.to_stream.dropped(frames);
+            while self.drop_frames()? {}
+        }
+        let stream = pending.into_stream();
+        let write_cap = sys::write_cap(stream.as_fd())?;
+        self.receive.clear();
+        self.live = Some(Live { stream, token, terms, write_cap, blocked: false });
+        self.terms = Some(terms);
+        self.hold_until = None;
+        self.shared.state.send_modify(|state| {
+            state.linked = true;
+            state.epoch = terms.epoch;
+            state.offloads = terms.agreement.offloads;
+            state.max_frame = terms.agreement.max_frame;
+            state.connections += 1;
+            state.last_error = None;
+        });
+        tracing::debug!(link = %self.shared.link, ?terms, "linked");
+        self.watch_tap(true)?;
+        self.flush().or_else(|error| self.unlink(&error))
+    }
+
+    fn unlink(&mut self, error: &Broken) -> io::Result<()> {
+        tracing::info!(link = %self.shared.link, %error, "unlinked");
+        self.live = None;
+        self.receive.clear();
+        self.send.rewind();
+        self.hold_until = Some(Instant::now() + HOLD);
+        self.watch_tap(false)?;
+        self.shared.state.send_modify(|state| {
+            state.linked = false;
+            state.last_error = Some(error.to_string().into());
+        });
+        Ok(())
+    }
+
+    fn watch_tap(&mut self, watch: bool) -> io::Result<()> {
+        if self.tap_watched != watch {
+            let flags = if watch { EpollFlags::EPOLLIN } else { EpollFlags::empty() };
+            self.epoll.modify(&self.shared.tap, &mut EpollEvent::new(flags, TAP))?;
+            self.tap_watched = watch;
+        }
+        Ok(())
+    }
+
+    fn from_tap(&mut self) -> io::Result<()> {
+        let Some(live) = &self.live else {
+            self.drop_frames()?;
+            return Ok(());
+        };
+        if live.blocked {
+            return Ok(());
+        }
+        let max = live.terms.agreement.max_frame;
+        let (mut frames, mut bytes) = (0, 0);
+        while self.send.has_room() {
+            let Some(length) = sys::read(self.shared.tap.as_fd(), self.send.slot())? else { break };
+            if self.send.push(length, max) {
+                frames += 1;
+                bytes += (length - arca_proto::frame::VNET_HDR) as u64;
+            } else {
+                self.shared.to_stream.dropped(1);
+            }
+        }
+        self.shared.to_stream.passed(frames, bytes);
+        self.flush().or_else(|error| self.unlink(&error))
+    }
+
+    /// Reads frames nobody will get. True: there may be more.
+    fn drop_frames(&mut self) -> io::Result<bool> {
+        for dropped in 0..DROP_TURN {
+            // A few bytes are enough: the kernel discards what does not fit.
+            if sys::read(self.shared.tap.as_fd(), &mut [0; 64])?.is_none() {
+                self.shared.to_stream.dropped(dropped as u64);
+                return Ok(false);
+            }
+        }
+        self.shared.to_stream.dropped(DROP_TURN as u64);
+        Ok(true)
+    }
+
+    /// Writes what is queued, as far as the stream takes it.
+    fn flush(&mut self) -> Result<(), Broken> {
+        let Some(live) = &mut self.live else { return Ok(()) };
+        let mut blocked = false;
+        while !self.send.pending().is_empty() {
+            let pending = self.send.pending();
+            match sys::send(live.stream.as_fd(), &pending[..pending.len().min(live.write_cap)])? {
+                Some(sent) => self.send.advance(sent),
+                None => {
+                    blocked = true;
+                    break;
+                }
+            }
+        }
+        if live.blocked != blocked {
+            live.blocked = blocked;
+            // Room is asked for only while it is missed: otherwise every read of the relay would wake this thread.
+            let flags = if blocked { EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT } else { EpollFlags::EPOLLIN };
+            modify(&self.epoll, live.stream.as_fd(), flags, live.token)?;
+            self.watch_tap(!blocked)?;
+        }
+        Ok(())
+    }
+
+    /// One read, then every complete frame in it to the TAP.
+    fn from_stream(&mut self) -> Result<(), Broken> {
+        let Some(live) = &self.live else { return Ok(()) };
+        let length = match sys::read(live.stream.as_fd(), self.receive.room())? {
+            None => return Ok(()),
+            Some(0) => return Err(Broken::Closed),
+            Some(length) => length,
+        };
+        let agreement = &live.terms.agreement;
+        let (mut frames, mut bytes, mut drops) = (0, 0, 0);
+        let tap = self.shared.tap.as_fd();
+        let done = self.receive.take(length, agreement.max_frame, |frame| {
+            // A TAP refuses a malformed header, and everything while its interface is down: that frame is lost, the
+            // link is not.
+            if may_carry(agreement, frame.gso_type()) && matches!(sys::write(tap, frame.payload()), Ok(Some(_))) {
+                frames += 1;
+                bytes += frame.ethernet().len() as u64;
+            } else {
+                drops += 1;
+            }
+        });
+        self.shared.from_stream.passed(frames, bytes);
+        self.shared.from_stream.dropped(drops);
+        Ok(done?)
+    }
+}
+
+/// drivers/net/tun.c polls as an error when the device is unregistered, and only then.
+fn gone() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "the interface was removed")
+}
+
+fn modify(epoll: &Epoll, fd: BorrowedFd<'_>, flags: EpollFlags, token: u64) -> io::Result<()> {
+    Ok(epoll.modify(fd, &mut EpollEvent::new(flags, token))?)
+}

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Counters of one direction: written by one pump thread, read by anybody.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// What went through one direction of one hop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Frames; a super-frame counts once.
+    pub frames: u64,
+    /// Ethernet bytes, without the length field and the virtio_net_hdr.
+    pub bytes: u64,
+    /// Frames given up: stream down, queue full, refused by the TAP.
+    pub drops: u64,
+}
+
+impl From<Counters> for arca_proto::tap::v1::Counters {
+    fn from(counters: Counters) -> Self {
+        Self { frames: counters.frames, bytes: counters.bytes, drops: counters.drops }
+    }
+}
+
+/// The live side of [`Counters`].
+#[derive(Debug, Default)]
+pub(crate) struct Meter {
+    frames: AtomicU64,
+    bytes: AtomicU64,
+    drops: AtomicU64,
+}
+
+impl Meter {
+    pub(crate) fn passed(&self, frames: u64, bytes: u64) {
+        self.frames.fetch_add(frames, Relaxed);
+        self.bytes.fetch_add(bytes, Relaxed);
+    }
+
+    pub(crate) fn dropped(&self, frames: u64) {
+        self.drops.fetch_add(frames, Relaxed);
+    }
+
+    pub(crate) fn read(&self) -> Counters {
+        Counters { frames: self.frames.load(Relaxed), bytes: self.bytes.load(Relaxed), drops: self.drops.load(Relaxed) }
+    }
+}
