@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Unpacks one layer tar into an overlayfs lower directory (OCI image specification, "layer").
+//!
+//! Whiteouts become what overlayfs reads: `.wh.NAME` a 0/0 character device, `.wh..wh..opq` an opaque directory.
+//! Nothing is ever written outside the target: entries that would leave it, also through links, are refused.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    io::{self, Read},
+    os::unix::ffi::OsStrExt,
+    path::{Component, Path, PathBuf},
+};
+
+use nix::sys::stat::{Mode, SFlag};
+use sha2::{Digest, Sha256};
+use tar::{Archive, Entry, EntryType};
+
+use super::error::ImageError;
+
+const WHITEOUT: &[u8] = b".wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+
+/// What unpacking found out.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Unpacked {
+    /// "sha256:..." of the uncompressed tar.
+    pub diff_id: String,
+    /// Bytes of regular files.
+    pub size: u64,
+}
+
+/// Unpacks `tar` (uncompressed) into the new directory `target`.
+///
+/// # Errors
+/// [`ImageError::Invalid`] for a broken or hostile archive, [`ImageError::Io`] if the disk refuses.
+pub fn unpack(tar: impl Read, target: &Path) -> Result<Unpacked, ImageError> {
+    fs::create_dir_all(target).map_err(ImageError::io("create", target))?;
+    let mut reader = Hashing { inner: tar, hash: Sha256::new() };
+    let mut size = 0;
+    {
+        let mut archive = Archive::new(&mut reader);
+        archive.set_preserve_permissions(true);
+        archive.set_preserve_ownerships(true);
+        archive.set_preserve_mtime(true);
+        archive.set_unpack_xattrs(true);
+        archive.set_overwrite(true);
+        // Modes and times of directories come last: unpacking into them would change their times.
+        let mut directories = Vec::new();
+        for entry in archive.entries().map_err(broken)? {
+            let mut entry = entry.map_err(broken)?;
+            size += entry.header().entry_type().is_file().then(|| entry.size()).unwrap_or(0);
+            unpack_entry(&mut entry, target, &mut directories)?;
+        }
+        for (path, mtime) in directories.into_iter().rev() {
+            let time = nix::sys::time::TimeSpec::new(i64::try_from(mtime).unwrap_or(0), 0);
+            nix::sys::stat::utimensat(
+                nix::fcntl::AT_FDCWD,
+                &path,
+                &time,
+                &time,
+                nix::sys::stat::UtimensatFlags::NoFollowSymlink,
+            )
+            .map_err(|errno| ImageError::io("set time of", &path)(errno.into()))?;
+        }
+    }
+    // The digest covers what stands behind the end-of-archive blocks too.
+    io::copy(&mut reader, &mut io::sink()).map_err(broken)?;
+    Ok(Unpacked { diff_id: format!("sha256:{}", hex(&reader.hash.finalize())), size })
+}
+
+fn unpack_entry(
+    entry: &mut Entry<'_, impl Read>,
+    target: &Path,
+    directories: &mut Vec<(PathBuf, u64)>,
+) -> Result<(), ImageError> {
+    let path = relative(&entry.path().map_err(broken)?)?;
+    let (Some(name), parent) = (path.file_name(), path.parent().unwrap_or(Path::new(""))) else {
+        return Ok(()); // the root directory itself
+    };
+    let place = target.join(parent);
+    let kind = entry.header().entry_type();
+    if name.as_bytes() == OPAQUE {
+        make_parents(target, parent)?;
+        return set_opaque(&place);
+    }
+    if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT) {
+        make_parents(target, parent)?;
+        let hidden = place.join(OsStr::from_bytes(hidden));
+        return make_node(&hidden, SFlag::S_IFCHR, Mode::empty(), 0);
+    }
+    let node = match kind {
+        EntryType::Char => Some(SFlag::S_IFCHR),
+        EntryType::Block => Some(SFlag::S_IFBLK),
+        EntryType::Fifo => Some(SFlag::S_IFIFO),
+        _ => None,
+    };
+    if let Some(node) = node {
+        make_parents(target, parent)?;
+        let header = entry.header();
+        let major = header.device_major().map_err(broken)?.unwrap_or(0);
+        let minor = header.device_minor().map_err(broken)?.unwrap_or(0);
+        let mode = Mode::from_bits_truncate(header.mode().map_err(broken)? & 0o7777);
+        let device = nix::sys::stat::makedev(u64::from(major), u64::from(minor));
+        let file = place.join(name);
+        make_node(&file, node, mode, device)?;
+        let owner = |id: u64| u32::try_from(id).ok();
+        return std::os::unix::fs::lchown(
+            &file,
+            owner(header.uid().map_err(broken)?),
+            owner(header.gid().map_err(broken)?),
+        )
+        .map_err(ImageError::io("set owner of", &file));
+    }
+    if kind.is_dir() {
+        directories.push((target.join(&path), entry.header().mtime().unwrap_or(0)));
+    }
+    // `unpack_in` refuses what would leave `target`, also through symbolic links inside it.
+    match entry.unpack_in(target) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(escapes(&path)),
+        Err(error) => Err(ImageError::invalid(format!("unpack {}: {error}", path.display()))),
+    }
+}
+
+/// The path below the root, or an error if it would leave it.
+fn relative(path: &Path) -> Result<PathBuf, ImageError> {
+    let mut clean = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::Normal(part) => clean.push(part),
+            Component::RootDir | Component::CurDir => {}
+            Component::ParentDir | Component::Prefix(_) => return Err(escapes(path)),
+        }
+    }
+    Ok(clean)
+}
+
+/// Creates missing parents one by one and refuses to walk through a link.
+fn make_parents(target: &Path, parent: &Path) -> Result<(), ImageError> {
+    let mut place = target.to_path_buf();
+    for component in parent.components() {
+        place.push(component);
+        match fs::symlink_metadata(&place) {
+            Ok(metadata) if metadata.is_dir() => {}
+            Ok(_) => return Err(escapes(parent)),
+            Err(_) => fs::create_dir(&place).map_err(ImageError::io("create", &place))?,
+        }
+    }
+    Ok(())
+}
+
+fn make_node(path: &Path, kind: SFlag, mode: Mode, device: nix::libc::dev_t) -> Result<(), ImageError> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path).map_err(ImageError::io("replace", path))?,
+        Ok(_) => fs::remove_file(path).map_err(ImageError::io("replace", path))?,
+        Err(_) => {}
+    }
+    nix::sys::stat::mknod(path, kind, mode, device).map_err(|errno| ImageError::io("make node", path)(errno.into()))
+}
+
+#[cfg(target_os = "linux")]
+fn set_opaque(directory: &Path) -> Result<(), ImageError> {
+    xattr::set(directory, "trusted.overlay.opaque", b"y").map_err(ImageError::io("mark opaque", directory))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn set_opaque(directory: &Path) -> Result<(), ImageError> {
+    xattr::set(directory, "user.overlay.opaque", b"y").map_err(ImageError::io("mark opaque", directory))
+}
+
+fn broken(error: io::Error) -> ImageError {
+    ImageError::invalid(format!("archive is broken: {error}"))
+}
+
+fn escapes(path: &Path) -> ImageError {
+    ImageError::invalid(format!("archive entry {} leaves the image's root", path.display()))
+}
+
+/// Lower-case hexadecimal digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+struct Hashing<R> {
+    inner: R,
+    hash: Sha256,
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.hash.update(&buffer[..read]);
+        Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+    fn tar_with(build: impl FnOnce(&mut tar::Builder<Vec<u8>>)) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        build(&mut builder);
+        builder.into_inner().expect("in memory")
+    }
+
+    fn add(builder: &mut tar::Builder<Vec<u8>>, path: &str, kind: EntryType, link: &str, data: &[u8]) {
+        let mut header = tar::Header::new_gnu();
+        // The safe setter refuses `..`; hostile archives do not ask it.
+        let bytes = path.as_bytes();
+        header.as_gnu_mut().expect("gnu").name[..bytes.len()].copy_from_slice(bytes);
+        if !link.is_empty() {
+            header.set_link_name_literal(link).expect("link name");
+        }
+        header.set_entry_type(kind);
+        header.set_size(data.len() as u64);
+        header.set_mode(0o644);
+        header.set_mtime(1_000_000);
+        header.set_cksum();
+        builder.append(&header, data).expect("append");
+    }
+
+    #[test]
+    fn files_links_and_whiteouts_arrive_and_the_diff_id_is_the_tars_digest() {
+        let tar = tar_with(|b| {
+            add(b, "d/", EntryType::Directory, "", b"");
+            add(b, "d/f", EntryType::Regular, "", b"hello");
+            add(b, "d/h", EntryType::Link, "d/f", b"");
+            add(b, "d/s", EntryType::Symlink, "/etc/passwd", b"");
+            add(b, "d/.wh.gone", EntryType::Regular, "", b"");
+            add(b, "p", EntryType::Fifo, "", b"");
+        });
+        let root = tempfile::tempdir().expect("temporary directory");
+        let unpacked = unpack(&tar[..], &root.path().join("l")).expect("valid");
+        assert_eq!(unpacked, Unpacked { diff_id: format!("sha256:{}", hex(&Sha256::digest(&tar))), size: 5 });
+        let at = |path: &str| fs::symlink_metadata(root.path().join("l").join(path)).expect(path);
+        assert_eq!(at("d/f").ino(), at("d/h").ino());
+        assert_eq!(at("d").mtime(), 1_000_000);
+        assert!(at("d/s").is_symlink() && at("p").file_type().is_fifo());
+        assert!(at("d/gone").file_type().is_char_device() && at("d/gone").rdev() == 0);
+    }
+
+    #[test]
+    fn what_would_leave_the_root_is_refused_and_nothing_is_written_outside() {
+        let outside = tempfile::tempdir().expect("temporary directory");
+        let away = outside.path().to_string_lossy().into_owned();
+        let hostile: [Vec<u8>; 4] = [
+            tar_with(|b| add(b, "../evil", EntryType::Regular, "", b"x")),
+            tar_with(|b| {
+                add(b, "l", EntryType::Symlink, &away, b"");
+                add(b, "l/evil", EntryType::Regular, "", b"x");
+            }),
+            tar_with(|b| {
+                add(b, "l", EntryType::Symlink, &away, b"");
+                add(b, "l/.wh.evil", EntryType::Regular, "", b"");
+            }),
+            b"not a tar, but longer than a block: ".repeat(40),
+        ];
+        for (i, tar) in hostile.iter().enumerate() {
+            let root = tempfile::tempdir().expect("temporary directory");
+            let error = unpack(&tar[..], &root.path().join("x/l")).expect_err("hostile");
+            assert_eq!(error.status(), 400, "archive {i}: {error}");
+            assert!(!root.path().join("x/evil").exists());
+        }
+        assert_eq!(fs::read_dir(outside.path()).expect("list").count(), 0);
+    }
+}
