@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The owned rows found in the database, by their `external_ids`. Made anew from each snapshot by the service.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::address::Addresses;
+use super::model::EndpointId;
+use super::rows::{Learned, RowKey, Table};
+use crate::ovsdb::{self, Monitor, Snapshot, Uuid, Value};
+
+/// A row whose columns can be read; the test's fake has its own.
+pub trait Columns {
+    /// Value of a column.
+    fn get(&self, column: &str) -> Option<&Value>;
+}
+
+impl Columns for Arc<ovsdb::Row> {
+    fn get(&self, column: &str) -> Option<&Value> {
+        ovsdb::Row::get(self, column)
+    }
+}
+
+/// An owned row as it is.
+#[derive(Debug)]
+pub struct ObservedRow<R> {
+    /// Identity in the database.
+    pub uuid: Uuid,
+    /// Network it belongs to, "" for none.
+    pub network: String,
+    /// Its columns.
+    pub row: R,
+}
+
+/// All owned rows.
+#[derive(Debug)]
+pub struct Observed<R> {
+    /// By identity.
+    pub rows: HashMap<RowKey, ObservedRow<R>>,
+    /// Identity by UUID.
+    pub keys: HashMap<Uuid, RowKey>,
+    /// Rows with the identity of another one: nobody writes these but a fault.
+    pub doubles: Vec<(RowKey, ObservedRow<R>)>,
+}
+
+/// What to monitor in the northbound database.
+pub fn monitors() -> Vec<Monitor> {
+    Table::ALL.iter().map(|t| Monitor::new(t.name(), t.columns())).collect()
+}
+
+impl Observed<Arc<ovsdb::Row>> {
+    /// Reads a snapshot.
+    pub fn of_snapshot(snapshot: &Snapshot) -> Self {
+        Self::new(
+            Table::ALL.iter().flat_map(|t| snapshot.rows(t.name()).map(|(uuid, row)| (*t, uuid, Arc::clone(row)))),
+        )
+    }
+}
+
+impl<R: Columns> Observed<R> {
+    /// Keeps the rows that carry Arca's `external_ids`.
+    pub fn new(all: impl IntoIterator<Item = (Table, Uuid, R)>) -> Self {
+        let mut observed = Self { rows: HashMap::new(), keys: HashMap::new(), doubles: Vec::new() };
+        for (table, uuid, row) in all {
+            let Some(ids) = row.get("external_ids") else { continue };
+            let (Some(id), Some(kind)) = (ids.get("arca-id"), ids.get("arca-kind")) else { continue };
+            let key = RowKey { table, id: id.to_owned(), kind: kind.to_owned() };
+            let network = ids.get("arca-network").unwrap_or_default().to_owned();
+            observed.keys.insert(uuid, key.clone());
+            let mut found = ObservedRow { uuid, network, row };
+            match observed.rows.get_mut(&key) {
+                None => drop(observed.rows.insert(key, found)),
+                Some(kept) => {
+                    // Which one stays must not depend on the order of a hash map.
+                    if found.uuid < kept.uuid {
+                        std::mem::swap(&mut found, kept);
+                    }
+                    observed.doubles.push((key, found));
+                }
+            }
+        }
+        observed
+    }
+
+    /// Switch ports of endpoints, by endpoint.
+    pub fn endpoints(&self) -> impl Iterator<Item = (EndpointId, EndpointRow<'_>)> {
+        self.rows.iter().filter_map(|(key, found)| {
+            if key.table != Table::LogicalSwitchPort || key.kind != "endpoint" {
+                return None;
+            }
+            Some((EndpointId::new(&key.id).ok()?, EndpointRow::read(found)))
+        })
+    }
+
+    /// Addresses of all endpoints.
+    pub fn learned(&self) -> Learned {
+        self.endpoints().map(|(id, row)| (id, row.addresses)).collect()
+    }
+}
+
+/// What the database says of an endpoint's port.
+#[derive(Debug)]
+pub struct EndpointRow<'a> {
+    /// Network it is on.
+    pub network: &'a str,
+    /// Allocated or static addresses.
+    pub addresses: Addresses,
+    /// OVN looked for an address and found none free: it answers with the MAC alone.
+    pub exhausted: bool,
+    /// Flows are installed.
+    pub up: bool,
+    /// Generation written.
+    pub generation: u64,
+}
+
+impl<'a> EndpointRow<'a> {
+    fn read<R: Columns>(found: &'a ObservedRow<R>) -> Self {
+        let text = |column| found.row.get(column).and_then(|v| v.strings().next()).unwrap_or_default();
+        let dynamic = text("dynamic_addresses");
+        let allocated = Addresses::parse(dynamic);
+        let wanted = text("addresses");
+        let addresses = if allocated.v4.is_some() { allocated } else { Addresses::parse(wanted) };
+        let generation = found.row.get("external_ids").and_then(|v| v.get("arca-gen"));
+        Self {
+            network: &found.network,
+            addresses,
+            exhausted: !dynamic.trim().is_empty() && allocated.v4.is_none() && wanted.ends_with(" dynamic"),
+            up: found.row.get("up").and_then(Value::as_bool).unwrap_or(false),
+            generation: generation.and_then(|g| g.parse().ok()).unwrap_or(0),
+        }
+    }
+}

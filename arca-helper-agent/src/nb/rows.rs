@@ -1,0 +1,403 @@
+// SPDX-License-Identifier: Apache-2.0
+//! All rows that should exist for what is declared: pure, called by the service before every transaction.
+//!
+//! One gateway router `gw` pinned to this chassis, one switch `ext` with the uplink, and what [`super::network`] makes
+//! of each network. Every row carries `external_ids` arca-id (of the object), arca-kind (which of its rows), arca-gen
+//! (the generation) and arca-network; rows are found again by these.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::address::{Addresses, MacAddr};
+use super::model::{Config, Declared, Endpoint, EndpointId, Network, NetworkId, PublishedPort, PublishedPortId};
+use super::network::{self, Members};
+use crate::ovsdb::{Atom, Value};
+
+/// Name of the gateway router.
+pub const ROUTER: &str = "gw";
+/// Name of the localnet port on switch `ext`; the chassis maps its network "ext" to the uplink bridge.
+pub const LOCALNET_PORT: &str = "ext-ln";
+/// Name of the physical network, key in `ovn-bridge-mappings`.
+pub const PHYSICAL_NETWORK: &str = "ext";
+/// arca-id of rows that belong to no object.
+pub const ENGINE: &str = "engine";
+/// Address_Set of all IPv4 subnets.
+pub(super) const SUBNETS4: &str = "arca_subnets";
+/// Address_Set of all IPv6 subnets.
+pub(super) const SUBNETS6: &str = "arca_subnets6";
+/// Address_Set of the resolver.
+const SERVICES: &str = "arca_svc";
+
+/// Tables Arca writes, each with all columns it owns there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs)]
+pub enum Table {
+    Acl,
+    AddressSet,
+    DhcpOptions,
+    Dns,
+    LoadBalancer,
+    LogicalRouter,
+    LogicalRouterPort,
+    LogicalRouterStaticRoute,
+    LogicalSwitch,
+    LogicalSwitchPort,
+    Nat,
+    PortGroup,
+}
+
+impl Table {
+    /// All of them.
+    pub const ALL: [Self; 12] = [
+        Self::Acl,
+        Self::AddressSet,
+        Self::DhcpOptions,
+        Self::Dns,
+        Self::LoadBalancer,
+        Self::LogicalRouter,
+        Self::LogicalRouterPort,
+        Self::LogicalRouterStaticRoute,
+        Self::LogicalSwitch,
+        Self::LogicalSwitchPort,
+        Self::Nat,
+        Self::PortGroup,
+    ];
+
+    /// Name in the schema.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Acl => "ACL",
+            Self::AddressSet => "Address_Set",
+            Self::DhcpOptions => "DHCP_Options",
+            Self::Dns => "DNS",
+            Self::LoadBalancer => "Load_Balancer",
+            Self::LogicalRouter => "Logical_Router",
+            Self::LogicalRouterPort => "Logical_Router_Port",
+            Self::LogicalRouterStaticRoute => "Logical_Router_Static_Route",
+            Self::LogicalSwitch => "Logical_Switch",
+            Self::LogicalSwitchPort => "Logical_Switch_Port",
+            Self::Nat => "NAT",
+            Self::PortGroup => "Port_Group",
+        }
+    }
+
+    /// Columns to monitor: those that are written and, of ports, what OVN answers.
+    pub fn columns(self) -> &'static [&'static str] {
+        match self {
+            Self::Acl => &["direction", "priority", "match", "action", "external_ids"],
+            Self::AddressSet => &["name", "addresses", "external_ids"],
+            Self::DhcpOptions => &["cidr", "options", "external_ids"],
+            Self::Dns => &["records", "external_ids"],
+            Self::LoadBalancer => &["name", "protocol", "vips", "external_ids"],
+            Self::LogicalRouter => {
+                &["name", "options", "ports", "static_routes", "nat", "load_balancer", "external_ids"]
+            }
+            Self::LogicalRouterPort => &["name", "mac", "networks", "ipv6_ra_configs", "external_ids"],
+            Self::LogicalRouterStaticRoute => &["ip_prefix", "nexthop", "output_port", "external_ids"],
+            Self::LogicalSwitch => &["name", "other_config", "ports", "acls", "dns_records", "external_ids"],
+            Self::LogicalSwitchPort => &[
+                "name",
+                "type",
+                "addresses",
+                "port_security",
+                "options",
+                "dhcpv4_options",
+                "dhcpv6_options",
+                "external_ids",
+                "dynamic_addresses",
+                "up",
+            ],
+            Self::Nat => &["type", "external_ip", "logical_ip", "exempted_ext_ips", "external_ids"],
+            Self::PortGroup => &["name", "ports", "acls", "external_ids"],
+        }
+    }
+
+    /// Whether its rows stay although nothing refers to them: these are deleted explicitly.
+    pub fn is_root(self) -> bool {
+        !matches!(
+            self,
+            Self::Acl | Self::LogicalRouterPort | Self::LogicalRouterStaticRoute | Self::LogicalSwitchPort | Self::Nat
+        )
+    }
+}
+
+/// What tells an owned row from every other one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RowKey {
+    /// Its table.
+    pub table: Table,
+    /// arca-id: the object's identifier, or [`ENGINE`].
+    pub id: String,
+    /// arca-kind: which of the object's rows in that table.
+    pub kind: String,
+}
+
+impl RowKey {
+    /// Reference to this row inside desired rows; [`super::diff`] turns it into the row's UUID or a transaction's name.
+    pub fn reference(&self) -> Atom {
+        Atom::named(format!("{}/{}/{}", self.table.name(), self.kind, self.id))
+    }
+}
+
+/// A row as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Its identity.
+    pub key: RowKey,
+    /// Network it belongs to; none for the engine's own.
+    pub network: Option<NetworkId>,
+    /// All columns Arca owns; references are [`RowKey::reference`].
+    pub columns: BTreeMap<&'static str, Value>,
+}
+
+/// Everything declared that was accepted: endpoints name networks that are here, published ports endpoints that are here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// Networks.
+    pub networks: BTreeMap<NetworkId, Declared<Network>>,
+    /// Endpoints.
+    pub endpoints: BTreeMap<EndpointId, Declared<Endpoint>>,
+    /// Published ports.
+    pub ports: BTreeMap<PublishedPortId, Declared<PublishedPort>>,
+}
+
+/// What OVN has allocated, read from the database.
+pub type Learned = BTreeMap<EndpointId, Addresses>;
+
+impl Desired {
+    /// Addresses an endpoint has: its static ones, what OVN allocated, and, where an IPv4 address is static on a network
+    /// with IPv6, the EUI-64 address that OVN would have taken. Nothing until the IPv4 address is known.
+    pub fn addresses(&self, endpoint: &Endpoint, learned: &Learned) -> Addresses {
+        let learned = learned.get(&endpoint.id).copied().unwrap_or_default();
+        let v6 = self.networks.get(&endpoint.network).and_then(|n| n.object.v6);
+        match (endpoint.static_v4, learned.v4) {
+            (Some(v4), _) => {
+                let v6 = v6.map(|v6| endpoint.static_v6.unwrap_or_else(|| endpoint.mac.eui64(v6.subnet)));
+                Addresses { v4: Some(v4), v6 }
+            }
+            (None, Some(v4)) => Addresses { v4: Some(v4), v6: v6.and_then(|_| endpoint.static_v6.or(learned.v6)) },
+            (None, None) => Addresses::default(),
+        }
+    }
+}
+
+/// Collects rows; every row gets its `external_ids` here.
+pub(super) struct Rows {
+    rows: Vec<Row>,
+}
+
+/// Object a row belongs to.
+#[derive(Clone, Copy)]
+pub(super) struct Owner<'a> {
+    pub(super) id: &'a str,
+    pub(super) generation: u64,
+    pub(super) network: Option<&'a NetworkId>,
+}
+
+impl Rows {
+    /// Adds a row and returns the reference to it.
+    pub(super) fn add<const N: usize>(
+        &mut self,
+        owner: Owner<'_>,
+        table: Table,
+        kind: &str,
+        columns: [(&'static str, Value); N],
+    ) -> Atom {
+        let key = RowKey { table, id: owner.id.to_owned(), kind: kind.to_owned() };
+        let mut ids = BTreeMap::from([
+            ("arca-id", owner.id.to_owned()),
+            ("arca-kind", kind.to_owned()),
+            ("arca-gen", owner.generation.to_string()),
+        ]);
+        if let Some(network) = owner.network {
+            ids.insert("arca-network", network.as_str().to_owned());
+        }
+        let mut columns = BTreeMap::from(columns);
+        columns.insert("external_ids", Value::map(ids));
+        let reference = key.reference();
+        self.rows.push(Row { key, network: owner.network.cloned(), columns });
+        reference
+    }
+}
+
+/// What hangs on the gateway router.
+#[derive(Default)]
+pub(super) struct RouterParts {
+    pub(super) ports: Vec<Atom>,
+    pub(super) nat: Vec<Atom>,
+    pub(super) load_balancers: Vec<Atom>,
+}
+
+/// All rows for what is declared.
+pub fn rows(config: &Config, desired: &Desired, learned: &Learned) -> Vec<Row> {
+    let mut rows = Rows { rows: Vec::new() };
+    let engine = Owner { id: ENGINE, generation: 0, network: None };
+    let networks = || desired.networks.values().map(|n| &n.object);
+
+    let resolver = Value::from(config.resolver.address.to_string());
+    let services =
+        rows.add(engine, Table::AddressSet, "services", [("name", SERVICES.into()), ("addresses", resolver)]);
+    let subnets4: BTreeSet<_> = networks().map(|n| n.subnet.to_string()).collect();
+    let subnets6: BTreeSet<_> = networks().filter_map(|n| n.v6).map(|v6| v6.subnet.to_string()).collect();
+    for (kind, name, subnets) in [("subnets4", SUBNETS4, subnets4), ("subnets6", SUBNETS6, subnets6)] {
+        rows.add(engine, Table::AddressSet, kind, [("name", name.into()), ("addresses", Value::set(subnets))]);
+    }
+
+    let mut router = RouterParts::default();
+    router.ports.push(uplink(&mut rows, engine, config));
+
+    let mut members: BTreeMap<&NetworkId, Members<'_>> = BTreeMap::new();
+    for endpoint in desired.endpoints.values() {
+        let addresses = desired.addresses(&endpoint.object, learned);
+        members.entry(&endpoint.object.network).or_default().push((endpoint, addresses));
+    }
+    for network in desired.networks.values() {
+        let members = members.remove(&network.object.id).unwrap_or_default();
+        network::rows(&mut rows, config, network, &members, &services, &mut router);
+    }
+    for port in desired.ports.values() {
+        router.load_balancers.extend(published(&mut rows, config, desired, port, learned));
+    }
+
+    let route = rows.add(
+        engine,
+        Table::LogicalRouterStaticRoute,
+        "default",
+        [
+            ("ip_prefix", "0.0.0.0/0".into()),
+            ("nexthop", config.next_hop.to_string().into()),
+            ("output_port", "gw-ext".into()),
+        ],
+    );
+    rows.add(
+        engine,
+        Table::LogicalRouter,
+        "router",
+        [
+            ("name", ROUTER.into()),
+            ("options", Value::map([("chassis", config.system_id.as_str())])),
+            ("ports", Value::set(router.ports)),
+            ("static_routes", route.into()),
+            ("nat", Value::set(router.nat)),
+            ("load_balancer", Value::set(router.load_balancers)),
+        ],
+    );
+    rows.rows
+}
+
+/// The switch that leads out; returns the router's port on it.
+fn uplink(rows: &mut Rows, engine: Owner<'_>, config: &Config) -> Atom {
+    let mac = MacAddr::of_router(fold(config.system_id.as_bytes()));
+    let router_port = rows.add(
+        engine,
+        Table::LogicalRouterPort,
+        "ext",
+        [
+            ("name", "gw-ext".into()),
+            ("mac", mac.to_string().into()),
+            ("networks", config.router.to_string().into()),
+            ("ipv6_ra_configs", Value::map::<&str, &str>([])),
+        ],
+    );
+    let none = Value::empty;
+    let localnet = rows.add(
+        engine,
+        Table::LogicalSwitchPort,
+        "ext-localnet",
+        [
+            ("name", LOCALNET_PORT.into()),
+            ("type", "localnet".into()),
+            ("addresses", "unknown".into()),
+            ("port_security", none()),
+            ("options", Value::map([("network_name", PHYSICAL_NETWORK)])),
+            ("dhcpv4_options", none()),
+            ("dhcpv6_options", none()),
+        ],
+    );
+    let to_router = rows.add(
+        engine,
+        Table::LogicalSwitchPort,
+        "ext-router",
+        [
+            ("name", "ext-gw".into()),
+            ("type", "router".into()),
+            ("addresses", "router".into()),
+            ("port_security", none()),
+            ("options", Value::map([("router-port", "gw-ext")])),
+            ("dhcpv4_options", none()),
+            ("dhcpv6_options", none()),
+        ],
+    );
+    // Nobody outside may address a container directly; answers of the resolver are not translated and must pass.
+    let direct4 = format!("inport == \"{LOCALNET_PORT}\" && ip4.dst == ${SUBNETS4} && ip4.src != ${SERVICES}");
+    let direct6 = format!("inport == \"{LOCALNET_PORT}\" && ip6.dst == ${SUBNETS6}");
+    let acls = [("direct4", direct4), ("direct6", direct6)]
+        .map(|(kind, expression)| acl(rows, engine, kind, "from-lport", 2000, expression));
+    rows.add(
+        engine,
+        Table::LogicalSwitch,
+        "ext",
+        [
+            ("name", "ext".into()),
+            ("other_config", Value::map::<&str, &str>([])),
+            ("ports", Value::set([localnet, to_router])),
+            ("acls", Value::set(acls)),
+            ("dns_records", none()),
+        ],
+    );
+    router_port
+}
+
+/// A dropping ACL: it needs no connection tracking.
+pub(super) fn acl(
+    rows: &mut Rows,
+    owner: Owner<'_>,
+    kind: &str,
+    direction: &'static str,
+    priority: i64,
+    expression: String,
+) -> Atom {
+    rows.add(
+        owner,
+        Table::Acl,
+        kind,
+        [
+            ("direction", direction.into()),
+            ("priority", priority.into()),
+            ("match", expression.into()),
+            ("action", "drop".into()),
+        ],
+    )
+}
+
+/// Row of a published port; none while its endpoint has no address, for a VIP without target would only swallow packets.
+fn published(
+    rows: &mut Rows,
+    config: &Config,
+    desired: &Desired,
+    port: &Declared<PublishedPort>,
+    learned: &Learned,
+) -> Option<Atom> {
+    let endpoint = &desired.endpoints.get(&port.object.endpoint)?.object;
+    let target = desired.addresses(endpoint, learned).v4?;
+    let vip = format!("{}:{}", config.router.address, port.object.vip_port);
+    let target = format!("{target}:{}", port.object.target_port);
+    let id = port.object.id.as_str();
+    let owner = Owner { id, generation: port.generation, network: Some(&endpoint.network) };
+    Some(rows.add(
+        owner,
+        Table::LoadBalancer,
+        "published",
+        [
+            ("name", format!("pub-{id}").into()),
+            ("protocol", port.object.protocol.as_str().into()),
+            ("vips", Value::map([(vip, target)])),
+        ],
+    ))
+}
+
+/// Five bytes of a FNV-1a hash: a MAC that stays the same for the same text.
+pub(super) fn fold(text: &[u8]) -> [u8; 5] {
+    let hash = text.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3));
+    let [a, b, c, d, e, f, g, h] = hash.to_be_bytes();
+    [a ^ f, b ^ g, c ^ h, d, e]
+}
