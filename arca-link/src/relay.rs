@@ -90,7 +90,7 @@ impl Relay {
         let waker = Arc::new(Waker::new()?);
         let (sender, state) = watch::channel(RelayState::Connecting);
         let name = format!("relay-{}", config.link);
-        let worker = Worker::new(config, waker.clone())?;
+        let worker = Worker::new(config, &waker)?;
         let thread = std::thread::Builder::new().name(name).spawn(move || worker.run(&sender))?;
         Ok(Self { thread: Some(thread), waker, state })
     }
@@ -170,7 +170,6 @@ struct Worker {
     link: LinkNumber,
     epoch: u64,
     counters: Arc<RelayCounters>,
-    waker: Arc<Waker>,
     epoll: Epoll,
     /// Indexed by `CONTAINER` and `HELPER`, as the directions that come from them.
     streams: [OwnedFd; 2],
@@ -179,10 +178,10 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(config: RelayConfig, waker: Arc<Waker>) -> io::Result<Self> {
+    fn new(config: RelayConfig, waker: &Waker) -> io::Result<Self> {
         let RelayConfig { link, epoch, container, helper, counters } = config;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        epoll.add(&*waker, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
+        epoll.add(waker, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
         let streams = [container, helper];
         for (token, stream) in (0..).zip(&streams) {
             sys::set_nonblocking(stream.as_fd())?;
@@ -190,7 +189,7 @@ impl Worker {
             epoll.add(stream, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
         }
         let from = [Direction::new(Kind::Container), Direction::new(Kind::Helper)];
-        Ok(Self { link, epoch, counters, waker, epoll, streams, interest: [EpollFlags::EPOLLIN; 2], from })
+        Ok(Self { link, epoch, counters, epoll, streams, interest: [EpollFlags::EPOLLIN; 2], from })
     }
 
     fn run(mut self, state: &watch::Sender<RelayState>) {

@@ -96,7 +96,7 @@ impl Worker {
                     WAKE => return Ok(()),
                     LISTENER => self.accept()?,
                     TAP if event.events().contains(EpollFlags::EPOLLERR) => return Err(gone()),
-                    TAP => self.from_tap()?,
+                    TAP => self.pump_tap()?,
                     token => self.connection(token, event.events())?,
                 }
             }
@@ -143,7 +143,7 @@ impl Worker {
             let done = if events.contains(EpollFlags::EPOLLOUT) { self.flush() } else { Ok(()) };
             // A hang-up is read as the end of the stream, after what came before it.
             let read = EpollFlags::EPOLLIN | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
-            let done = if events.intersects(read) { done.and_then(|()| self.from_stream()) } else { done };
+            let done = if events.intersects(read) { done.and_then(|()| self.pump_stream()) } else { done };
             return done.or_else(|error| self.unlink(&error));
         }
         let Some(at) = self.pending.iter().position(|(t, _)| *t == token) else { return Ok(()) };
@@ -226,7 +226,7 @@ impl Worker {
         Ok(())
     }
 
-    fn from_tap(&mut self) -> io::Result<()> {
+    fn pump_tap(&mut self) -> io::Result<()> {
         let Some(live) = &self.live else {
             self.drop_frames()?;
             return Ok(());
@@ -287,7 +287,7 @@ impl Worker {
     }
 
     /// One read, then every complete frame in it to the TAP.
-    fn from_stream(&mut self) -> Result<(), Broken> {
+    fn pump_stream(&mut self) -> Result<(), Broken> {
         let Some(live) = &self.live else { return Ok(()) };
         let length = match sys::read(live.stream.as_fd(), self.receive.room())? {
             None => return Ok(()),

@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Frames from TAP to TAP through pump, relay and pump, in namespaces of this process's own.
+
+mod harness;
+
+use std::{
+    io::{Read, Write},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    sync::mpsc,
+    time::Duration,
+};
+
+use arca_link::{Kind, Offloads, Pump, PumpConfig, RelayState};
+use arca_proto::hello::{Hello, Kind as Speaker};
+use harness::{LINK, Rig, capture, link_number, receive, send_until, wait};
+
+#[test]
+fn pings_and_a_stream_pass_with_frames_longer_than_the_mtu() {
+    let Some(mut rig) = Rig::new() else { return };
+    let captured = rig.helper.netns.run(|| capture("eth0"));
+    let _relay = rig.join();
+    assert_eq!(rig.ping(20, Duration::from_millis(1)).len(), 20);
+
+    let (client, server) = rig.tcp();
+    let receiver = receive(server);
+    let (stop, stopped) = mpsc::channel();
+    let sender = send_until(client, stopped);
+    let longest = (0..500).map(|_| {
+        let mut frame = [0; 70_000];
+        nix::sys::socket::recv(captured.as_raw_fd(), &mut frame, nix::sys::socket::MsgFlags::empty()).expect("a frame")
+    });
+    let longest = longest.max().expect("frames");
+    stop.send(()).expect("a running sender");
+    let (sent, received) = (sender.join().expect("sent"), receiver.join().expect("received"));
+    assert_eq!(sent, received);
+    assert!(longest > 3000, "the longest of 500 frames on a 1500-byte link had {longest} bytes");
+
+    // Every hop counts the same frames; TCP and IP headers come on top of the payload.
+    let (up, relayed) = (rig.container.pump().to_stream(), rig.counters.to_helper());
+    let down = rig.helper.pump().from_stream();
+    assert_eq!((up.frames, up.bytes, 0), (down.frames, down.bytes, down.drops));
+    assert_eq!((up.frames, up.bytes), (relayed.frames, relayed.bytes));
+    assert!(up.bytes > sent.0 && up.bytes < sent.0 + sent.0 / 10, "{up:?} for {} bytes", sent.0);
+    assert!(up.bytes / up.frames > 1514, "{up:?}");
+}
+
+#[test]
+fn a_transfer_survives_twenty_cuts_of_the_relay_and_a_pump_that_starts_anew() {
+    let Some(mut rig) = Rig::new() else { return };
+    let mut relay = rig.join();
+    let (client, server) = rig.tcp();
+    let receiver = receive(server);
+    let (stop, stopped) = mpsc::channel();
+    let sender = send_until(client, stopped);
+    let mut random = 42u64;
+    for cut in 0..20 {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        std::thread::sleep(Duration::from_micros(1000 + (random >> 33) % 60_000));
+        drop(relay);
+        if cut == 10 {
+            // As arca-init does for an arca-tapfwd that was killed: same TAP, same listener, new pump.
+            let tap = rig.container.pump.take().expect("a pump").stop();
+            let listener = rig.container.listener.try_clone().expect("a descriptor");
+            rig.container.pump = Some(rig.container.netns.run(move || {
+                let tap = arca_link::Tap::from_fd(tap.duplicate().expect("a descriptor")).expect("our TAP");
+                Pump::start(PumpConfig::new(link_number(), Kind::Container, tap, listener)).expect("a pump")
+            }));
+        }
+        relay = rig.join();
+    }
+    // And goes on: bytes still arrive after the last cut.
+    let before = rig.counters.to_helper().bytes;
+    while rig.counters.to_helper().bytes < before + (1 << 20) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    stop.send(()).expect("a running sender");
+    let (sent, received) = (sender.join().expect("sent"), receiver.join().expect("received"));
+    assert_eq!(sent, received);
+    assert_eq!(rig.helper.pump().state().connections, 21);
+    drop(relay);
+}
+
+#[test]
+fn a_newer_epoch_displaces_and_an_older_one_is_refused() {
+    let Some(mut rig) = Rig::new() else { return };
+    let first = rig.join();
+    let older = rig.start_relay(rig.epoch - 1);
+    wait(older.watch(), |state| matches!(state, RelayState::Ended(_)));
+    assert_eq!(rig.ping(3, Duration::ZERO).len(), 3);
+    let error = rig.helper.pump().state().last_error.expect("the refusal is told");
+    assert!(error.contains("not newer"), "{error}");
+
+    let _second = rig.join();
+    let ended = wait(first.watch(), |state| matches!(state, RelayState::Ended(_)));
+    assert!(matches!(&ended, RelayState::Ended(why) if why.contains("closed the connection")), "{ended:?}");
+    assert_eq!(rig.ping(3, Duration::ZERO).len(), 3);
+    assert_eq!(rig.container.pump().state().epoch, rig.epoch);
+}
+
+#[test]
+fn an_end_without_offloads_gets_frames_that_fit_the_mtu() {
+    let Some(mut rig) = Rig::adjusted(|_| {}, |config| config.offered = Offloads::NONE) else { return };
+    let _relay = rig.join();
+    assert_eq!(rig.container.pump().state().offloads, Offloads::NONE);
+    let (client, server) = rig.tcp();
+    let receiver = receive(server);
+    let (stop, stopped) = mpsc::channel();
+    let sender = send_until(client, stopped);
+    while rig.counters.to_helper().bytes < 1 << 20 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    stop.send(()).expect("a running sender");
+    assert_eq!(sender.join().expect("sent"), receiver.join().expect("received"));
+    let up = rig.container.pump().to_stream();
+    assert!(up.bytes / up.frames <= 1514, "{up:?}");
+    assert_eq!(rig.helper.pump().from_stream().drops, 0);
+}
+
+#[test]
+fn without_a_relay_frames_are_dropped_and_counted() {
+    let Some(rig) = Rig::new() else { return };
+    let socket = rig.container.netns.run(|| std::net::UdpSocket::bind("10.77.0.1:0").expect("an address"));
+    rig.container.netns.ip("neigh add 10.77.0.9 lladdr 02:00:00:00:00:09 dev eth0");
+    let before = rig.container.pump().to_stream();
+    for _ in 0..300 {
+        socket.send_to(b"nobody", "10.77.0.9:9").expect("a route");
+    }
+    let deadline = std::time::Instant::now() + Duration::from_secs(5);
+    while rig.container.pump().to_stream().drops < before.drops + 300 {
+        assert!(std::time::Instant::now() < deadline, "{:?}", rig.container.pump().to_stream());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(rig.container.pump().to_stream().frames, 0);
+}
+
+/// Connects to the helper's end as a relay would, says all hellos, and gives the stream behind them.
+fn impostor(rig: &Rig, epoch: u64) -> UnixStream {
+    let mut stream = UnixStream::connect(&rig.helper.socket).expect("a listening pump");
+    stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a socket");
+    let peer = Hello::end(Speaker::Container, link_number(), arca_link::MAX_FRAME, Offloads::ALL);
+    stream.write_all(&Hello::relay(link_number(), epoch).encode()).expect("written");
+    stream.write_all(&peer.encode()).expect("written");
+    let mut said = [0; Hello::SIZE];
+    stream.read_exact(&mut said).expect("the helper's hello");
+    Hello::expect(&said, Speaker::Helper, link_number()).expect("a helper's hello");
+    stream
+}
+
+#[test]
+fn hostile_bytes_end_the_connection_and_nothing_else() {
+    let Some(mut rig) = Rig::new() else { return };
+    let ended = |mut stream: UnixStream| stream.read(&mut [0; 64]).map_or(true, |n| n == 0);
+    let mut epoch = 0;
+    for hostile in [&[0xff; 4][..], &[0; 4], &[25, 0, 0, 0], &70_000u32.to_le_bytes()] {
+        epoch += 1;
+        let mut stream = impostor(&rig, epoch);
+        stream.write_all(hostile).expect("written");
+        assert!(ended(stream), "{hostile:?}");
+        let state = wait(rig.helper.pump().watch(), |state| !state.linked);
+        assert!(state.last_error.is_some_and(|error| error.contains("out of step or hostile")), "{hostile:?}");
+    }
+    // Frames the kernel refuses, or that were not agreed on, are counted; the connection stays.
+    let mut stream = impostor(&rig, 50);
+    for header in [[0xff; 12], [0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]] {
+        let mut frame = 26u32.to_le_bytes().to_vec();
+        frame.extend_from_slice(&header);
+        frame.extend_from_slice(&[0; 14]);
+        stream.write_all(&frame).expect("written");
+    }
+    while rig.helper.pump().from_stream().drops < 2 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(rig.helper.pump().state().linked);
+
+    // Hellos that are none, of another link, of the wrong end, or cut short.
+    let peer = |n: u32, kind| Hello::end(kind, n.try_into().expect("a number"), arca_link::MAX_FRAME, Offloads::ALL);
+    let relay = Hello::relay(link_number(), 60).encode();
+    for (first, second) in [
+        (*b"GET / HTTP/1.1\r\nHost: nowhere\r\n\r", relay),
+        (Hello::relay((LINK + 1).try_into().expect("a number"), 60).encode(), relay),
+        (relay, peer(LINK + 1, Speaker::Container).encode()),
+        (relay, peer(LINK, Speaker::Helper).encode()),
+    ] {
+        let mut stream = UnixStream::connect(&rig.helper.socket).expect("a listening pump");
+        stream.write_all(&[first, second].concat()).expect("written");
+        let mut said = [0; Hello::SIZE];
+        stream.read_exact(&mut said).expect("the helper's hello");
+        assert!(ended(stream));
+    }
+    // Connections that say nothing do not keep others out.
+    let silent: Vec<_> = (0..20).map(|_| UnixStream::connect(&rig.helper.socket).expect("a listening pump")).collect();
+    let _relay = rig.join();
+    assert_eq!(rig.ping(5, Duration::ZERO).len(), 5);
+    drop(silent);
+}
+
+#[test]
+fn the_relay_ends_when_an_end_is_hostile_or_the_wrong_one() {
+    let Some(rig) = Rig::new() else { return };
+    let connect = || OwnedFd::from(UnixStream::connect(&rig.helper.socket).expect("a listening pump"));
+    // Twice the helper's end.
+    let config = |container, helper| arca_link::RelayConfig {
+        link: link_number(),
+        epoch: 1,
+        container,
+        helper,
+        counters: rig.counters.clone(),
+    };
+    let relay = arca_link::Relay::start(config(connect(), connect())).expect("a relay");
+    let state = wait(relay.watch(), |state| matches!(state, RelayState::Ended(_)));
+    assert!(matches!(&state, RelayState::Ended(why) if why.contains("mixed up")), "{state:?}");
+
+    let (mut ours, theirs) = UnixStream::pair().expect("a socket pair");
+    let relay = arca_link::Relay::start(config(theirs.into(), connect())).expect("a relay");
+    let hello = Hello::end(Speaker::Container, link_number(), arca_link::MAX_FRAME, Offloads::ALL);
+    ours.write_all(&hello.encode()).expect("written");
+    wait(relay.watch(), |state| matches!(state, RelayState::Up(_)));
+    ours.write_all(&[0xff; 8]).expect("written");
+    let state = wait(relay.watch(), |state| matches!(state, RelayState::Ended(_)));
+    assert!(matches!(&state, RelayState::Ended(why) if why.contains("container end: frame of")), "{state:?}");
+}
