@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The fallback resolver: what OVN's own DNS leaves unanswered (TCP, NODATA, names of several endpoints, a container's
+//! other networks, foreign names). Containers reach it at `gateway:53` through a load balancer of the gateway router,
+//! with their own source address, which says who asks.
+//!
+//! The service starts one [`Resolver`] per address and publishes a new [`NameTable`] with every change.
+
+mod answer;
+mod forward;
+mod names;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hickory_proto::op::ResponseCode;
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+pub use names::{Known, NameTable};
+
+use answer::{Query, Transport, Verdict, answer};
+use forward::{forward, read_message, write_message};
+
+/// Queries that may wait for a forwarder at the same time; above it SERVFAIL tells clients to go easy.
+const WAITING: usize = 256;
+/// TCP clients at the same time.
+const CONNECTIONS: usize = 128;
+/// A TCP client that says nothing for this long is let go.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// A running resolver; dropping it closes its sockets.
+#[derive(Debug)]
+pub struct Resolver {
+    address: SocketAddr,
+    tasks: [JoinHandle<()>; 2],
+}
+
+struct Shared {
+    names: watch::Receiver<Arc<NameTable>>,
+    forwarders: watch::Receiver<Vec<SocketAddr>>,
+    waiting: Semaphore,
+}
+
+impl Resolver {
+    /// Binds UDP and TCP on `address` and serves.
+    ///
+    /// # Errors
+    /// The address is not on this machine, or the port is taken.
+    pub async fn start(
+        address: SocketAddr,
+        names: watch::Receiver<Arc<NameTable>>,
+        forwarders: watch::Receiver<Vec<SocketAddr>>,
+    ) -> io::Result<Self> {
+        let datagrams = UdpSocket::bind(address).await?;
+        // Of port 0 the kernel made one: both transports must have the same.
+        let address = datagrams.local_addr()?;
+        let listener = TcpListener::bind(address).await?;
+        let shared = Arc::new(Shared { names, forwarders, waiting: Semaphore::new(WAITING) });
+        let tasks = [
+            tokio::spawn(serve_udp(Arc::new(datagrams), Arc::clone(&shared))),
+            tokio::spawn(serve_tcp(listener, shared)),
+        ];
+        Ok(Self { address, tasks })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Resolver {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl Shared {
+    async fn forward(&self, query: &Query, transport: Transport) -> Verdict {
+        let Ok(_permit) = self.waiting.try_acquire() else { return query.fail(ResponseCode::ServFail) };
+        let servers = self.forwarders.borrow().clone();
+        forward(query, &servers, transport).await
+    }
+}
+
+async fn serve_udp(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
+    let mut buffer = vec![0; usize::from(u16::MAX)];
+    loop {
+        let (length, client) = match socket.recv_from(&mut buffer).await {
+            Ok(received) => received,
+            Err(e) => {
+                // An ICMP error of an earlier answer, most likely; the socket itself stays good.
+                tracing::debug!(error = %e, "receiving a DNS query failed");
+                tokio::task::yield_now().await;
+                continue;
+            }
+        };
+        let verdict = answer(&shared.names.borrow(), client.ip(), &buffer[..length], Transport::Udp);
+        match verdict {
+            Verdict::Drop => {}
+            Verdict::Reply(reply) => send(&socket, &reply, client).await,
+            Verdict::Forward(query) => {
+                let (socket, shared) = (Arc::clone(&socket), Arc::clone(&shared));
+                tokio::spawn(async move {
+                    if let Verdict::Reply(reply) = shared.forward(&query, Transport::Udp).await {
+                        send(&socket, &reply, client).await;
+                    }
+                });
+            }
+        }
+    }
+}
+
+async fn send(socket: &UdpSocket, reply: &[u8], client: SocketAddr) {
+    if let Err(e) = socket.send_to(reply, client).await {
+        tracing::debug!(%client, error = %e, "sending a DNS answer failed");
+    }
+}
+
+async fn serve_tcp(listener: TcpListener, shared: Arc<Shared>) {
+    let connections = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        // The semaphore is never closed; a full house leaves clients in the backlog.
+        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, client)) => {
+                let shared = Arc::clone(&shared);
+                tokio::spawn(async move {
+                    if let Err(e) = converse(stream, client, &shared).await {
+                        tracing::debug!(%client, error = %e, "a DNS connection ended");
+                    }
+                    drop(permit);
+                });
+            }
+            Err(e) => {
+                // Out of descriptors, usually: they come back when connections end.
+                tracing::warn!(error = %e, "accepting a DNS connection failed");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+async fn converse(mut stream: TcpStream, client: SocketAddr, shared: &Shared) -> io::Result<()> {
+    loop {
+        let Ok(message) = timeout(IDLE, read_message(&mut stream)).await else { return Ok(()) };
+        let message = match message {
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            other => other?,
+        };
+        let verdict = answer(&shared.names.borrow(), client.ip(), &message, Transport::Tcp);
+        let verdict = match verdict {
+            Verdict::Forward(query) => shared.forward(&query, Transport::Tcp).await,
+            other => other,
+        };
+        match verdict {
+            Verdict::Reply(reply) => timeout(IDLE, write_message(&mut stream, &reply)).await??,
+            Verdict::Drop | Verdict::Forward(_) => return Ok(()),
+        }
+    }
+}
