@@ -26,7 +26,7 @@ pub(super) struct Found {
 }
 
 /// Spools `archive` into the empty folder `spool` and finds the images in it.
-pub(super) fn read(archive: impl Read, spool: &Path) -> Result<Vec<Found>, ImageError> {
+pub(super) fn read(archive: impl Read + 'static, spool: &Path) -> Result<Vec<Found>, ImageError> {
     let files = Files::spool(decompressed(BufReader::new(archive)).map_err(broken)?, spool)?;
     if let Some(manifest) = files.get("manifest.json") {
         docker_archive(&files, manifest)
@@ -38,10 +38,7 @@ pub(super) fn read(archive: impl Read, spool: &Path) -> Result<Vec<Found>, Image
 }
 
 /// Gzip is undone, anything else passes. An empty stream stays empty.
-pub(super) fn decompressed<R: Read>(mut reader: BufReader<R>) -> io::Result<Box<dyn Read>>
-where
-    R: 'static,
-{
+pub(super) fn decompressed<R: Read + 'static>(mut reader: BufReader<R>) -> io::Result<Box<dyn Read>> {
     use io::BufRead as _;
     let gzip = reader.fill_buf()?.starts_with(&[0x1f, 0x8b]);
     Ok(if gzip { Box::new(MultiGzDecoder::new(reader)) } else { Box::new(reader) })

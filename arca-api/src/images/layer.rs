@@ -98,10 +98,15 @@ fn unpack_entry(
     if let Some(node) = node {
         make_parents(target, parent)?;
         let header = entry.header();
-        let major = header.device_major().map_err(broken)?.unwrap_or(0);
-        let minor = header.device_minor().map_err(broken)?.unwrap_or(0);
+        let number = |part: io::Result<Option<u32>>| part.map(|number| u64::from(number.unwrap_or(0)));
+        let device = match node {
+            SFlag::S_IFIFO => 0,
+            _ => nix::sys::stat::makedev(
+                number(header.device_major()).map_err(broken)?,
+                number(header.device_minor()).map_err(broken)?,
+            ),
+        };
         let mode = Mode::from_bits_truncate(header.mode().map_err(broken)? & 0o7777);
-        let device = nix::sys::stat::makedev(u64::from(major), u64::from(minor));
         let file = place.join(name);
         make_node(&file, node, mode, device)?;
         let owner = |id: u64| u32::try_from(id).ok();
@@ -119,7 +124,12 @@ fn unpack_entry(
     match entry.unpack_in(target) {
         Ok(true) => Ok(()),
         Ok(false) => Err(escapes(&path)),
-        Err(error) => Err(ImageError::invalid(format!("unpack {}: {error}", path.display()))),
+        // The library's text names only the path; the cause is its source.
+        Err(error) => {
+            let cause =
+                error.get_ref().and_then(std::error::Error::source).map_or(error.to_string(), ToString::to_string);
+            Err(ImageError::Invalid(format!("unpack {}: {cause}", path.display())))
+        }
     }
 }
 
@@ -222,6 +232,8 @@ mod tests {
         header.set_size(data.len() as u64);
         header.set_mode(0o644);
         header.set_mtime(1_000_000);
+        header.set_uid(0);
+        header.set_gid(0);
         header.set_cksum();
         builder.append(&header, data).expect("append");
     }

@@ -9,6 +9,8 @@ fn layer_tar(files: &[(&str, &[u8])]) -> Vec<u8> {
         let mut header = tar::Header::new_gnu();
         header.set_size(data.len() as u64);
         header.set_mode(0o755);
+        header.set_uid(0);
+        header.set_gid(0);
         header.set_cksum();
         builder.append_data(&mut header, path, *data).expect("append");
     }

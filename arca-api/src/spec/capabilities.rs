@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Which capabilities a workload holds: Docker's default set, `--cap-add`, `--cap-drop`, `--privileged`.
+
+use super::SpecError;
+
+/// What a container has unless told otherwise (Docker documentation, "Runtime privilege and Linux capabilities").
+pub(super) const DEFAULT: &[&str] = &[
+    "CAP_AUDIT_WRITE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_MKNOD",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_RAW",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+];
+
+/// The rest of capabilities(7).
+const FURTHER: &[&str] = &[
+    "CAP_AUDIT_CONTROL",
+    "CAP_AUDIT_READ",
+    "CAP_BLOCK_SUSPEND",
+    "CAP_BPF",
+    "CAP_CHECKPOINT_RESTORE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_IPC_LOCK",
+    "CAP_IPC_OWNER",
+    "CAP_LEASE",
+    "CAP_LINUX_IMMUTABLE",
+    "CAP_MAC_ADMIN",
+    "CAP_MAC_OVERRIDE",
+    "CAP_NET_ADMIN",
+    "CAP_NET_BROADCAST",
+    "CAP_PERFMON",
+    "CAP_SYSLOG",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_BOOT",
+    "CAP_SYS_MODULE",
+    "CAP_SYS_NICE",
+    "CAP_SYS_PACCT",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_RAWIO",
+    "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME",
+    "CAP_SYS_TTY_CONFIG",
+    "CAP_WAKE_ALARM",
+];
+
+/// The set in force, sorted.
+pub(super) fn in_force(privileged: bool, add: &[String], drop: &[String]) -> Result<Vec<&'static str>, SpecError> {
+    let known = || DEFAULT.iter().chain(FURTHER).copied();
+    let find = |text: &String| -> Result<Option<&'static str>, SpecError> {
+        let upper = text.to_uppercase();
+        let name = if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") };
+        match name.as_str() {
+            "CAP_ALL" => Ok(None),
+            name => known()
+                .find(|known| *known == name)
+                .map(Some)
+                .ok_or_else(|| SpecError(format!("invalid capability: {name:?}"))),
+        }
+    };
+    let added = add.iter().map(find).collect::<Result<Vec<_>, _>>()?;
+    let dropped = drop.iter().map(find).collect::<Result<Vec<_>, _>>()?;
+    let (add_all, drop_all) = (added.contains(&None), dropped.contains(&None));
+    let base = |name: &str| privileged || add_all || (!drop_all && DEFAULT.contains(&name));
+    let mut set: Vec<&'static str> = known()
+        .filter(|name| base(name) && !(dropped.contains(&Some(*name)) && !privileged))
+        .chain(added.iter().flatten().copied().filter(|name| !dropped.contains(&Some(*name))))
+        .collect();
+    set.sort_unstable();
+    set.dedup();
+    Ok(set)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(privileged: bool, add: &[&str], drop: &[&str]) -> Vec<&'static str> {
+        let own = |list: &[&str]| list.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
+        in_force(privileged, &own(add), &own(drop)).expect("valid")
+    }
+
+    #[test]
+    fn add_drop_and_all_combine_as_dockers() {
+        assert_eq!(set(false, &[], &[]), DEFAULT);
+        assert_eq!(set(false, &["net_bind_service"], &["ALL"]), ["CAP_NET_BIND_SERVICE"]);
+        assert!(set(false, &["NET_ADMIN"], &["CAP_KILL"]).contains(&"CAP_NET_ADMIN"));
+        assert!(!set(false, &["ALL"], &["CAP_SYS_ADMIN"]).contains(&"CAP_SYS_ADMIN"));
+        assert_eq!(set(true, &[], &[]).len(), 41);
+        assert_eq!(
+            in_force(false, &["NOPE".to_owned()], &[]).expect_err("unknown").0,
+            "invalid capability: \"CAP_NOPE\""
+        );
+    }
+}
