@@ -8,6 +8,7 @@
 pub mod config;
 pub mod exit;
 pub mod logging;
+pub mod notify;
 pub mod paths;
 pub mod serve;
 pub mod shutdown;

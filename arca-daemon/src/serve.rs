@@ -8,6 +8,7 @@ use tonic::service::Routes;
 
 use crate::{
     exit::{Failure, Fatal},
+    notify,
     shutdown::Shutdown,
 };
 
@@ -70,6 +71,8 @@ pub async fn serve(
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
     let routes = routes.add_service(health_service).add_service(reflection);
+    // The socket is bound: whoever connects from now on is served.
+    notify::ready();
     let drained = shutdown.clone();
     let server = tonic::transport::Server::builder()
         .add_routes(routes)
