@@ -83,7 +83,7 @@ tree-checks:
 
 # Check licences, sources and advisories of the dependencies (needs cargo-deny)
 deny:
-    @if cargo deny --version >/dev/null 2>&1; then cargo deny --locked check bans licenses sources; \
+    @if cargo deny --version >/dev/null 2>&1; then cargo deny --locked --offline check bans licenses sources; \
     else echo "SKIP deny: cargo-deny is not installed (cargo install --locked cargo-deny)"; fi
 
 # Type-check for macOS the crates that run there
