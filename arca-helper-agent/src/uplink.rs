@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The way out: the uplink interface on br-ex, and the helper's own address there (the fallback resolver's).
+//!
+//! ```text
+//!   .1 next hop ── up0 ─ br-ex ─ patch ─ br-int: gateway router .2
+//!                          └── br-ex, the helper's kernel: resolver .3, containers' subnets via .2
+//! ```
+//!
+//! On the netdev datapath the internal port br-ex dies with ovs-vswitchd, and its address and routes with it:
+//! [`Uplink::watch`] sets everything again after each of its starts.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use inotify::{EventStream, Inotify, WatchMask};
+use nix::net::if_::if_nametoindex;
+use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+use tokio::sync::Mutex;
+
+use crate::layout::Layout;
+use crate::vswitch::{BR_EX, BridgePort, Datapath, Vswitch, VswitchError, ingress};
+
+/// An IPv4 network: address and prefix length.
+pub type Subnet = (Ipv4Addr, u8);
+
+/// What `Configure` asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UplinkConfig {
+    /// Chassis id.
+    pub system_id: String,
+    /// Interface that leads out; must exist in the helper.
+    pub interface: String,
+    /// The gateway router's address on the uplink: next hop to the containers.
+    pub router: Ipv4Addr,
+    /// Next hop to everywhere else.
+    pub next_hop: Ipv4Addr,
+    /// The helper's own address on the uplink, with the prefix length.
+    pub resolver: Subnet,
+}
+
+/// What can go wrong with the uplink.
+#[derive(Debug, thiserror::Error)]
+pub enum UplinkError {
+    /// Whoever boots the helper puts it there.
+    #[error("uplink interface {0} does not exist in the helper machine")]
+    NoInterface(String),
+    /// Sysctl or nftables.
+    #[error("close interface {interface} to the helper's own kernel (nf_tables missing?)")]
+    Seal {
+        /// Which interface.
+        interface: String,
+        /// Cause.
+        source: io::Error,
+    },
+    /// The switch.
+    #[error("change ports of {BR_EX}")]
+    Vswitch(#[from] VswitchError),
+    /// Addresses and routes.
+    #[error("{what}")]
+    Netlink {
+        /// What was to be set.
+        what: String,
+        /// Cause.
+        source: rtnetlink::Error,
+    },
+    /// No netlink socket, no data directory, no inotify.
+    #[error("{what}")]
+    Io {
+        /// What was to be done.
+        what: String,
+        /// Cause.
+        source: io::Error,
+    },
+}
+
+#[derive(Debug, Default)]
+struct Wanted {
+    config: Option<UplinkConfig>,
+    subnets: Vec<Subnet>,
+}
+
+/// Handle of the uplink; clones share it.
+#[derive(Clone, Debug)]
+pub struct Uplink {
+    vswitch: Vswitch,
+    layout: Layout,
+    wanted: Arc<Mutex<Wanted>>,
+}
+
+impl Uplink {
+    /// Nothing is configured yet.
+    pub fn new(vswitch: Vswitch, layout: Layout) -> Self {
+        Self { vswitch, layout, wanted: Arc::default() }
+    }
+
+    /// Chassis id, uplink port, the helper's address and default route. The same values again change nothing.
+    ///
+    /// # Errors
+    /// [`UplinkError`], the first thing that failed; doing it again continues.
+    pub async fn configure(&self, config: UplinkConfig) -> Result<Datapath, UplinkError> {
+        let mut wanted = self.wanted.lock().await;
+        // The id first: ovn-controller then registers while the rest is done.
+        self.set_system_id(&config.system_id).await?;
+        let others: Vec<String> = self
+            .vswitch
+            .ports(BR_EX)
+            .into_iter()
+            .filter_map(|port| {
+                let ours = port.external_ids.iter().any(|(key, _)| key == "arca-uplink");
+                (ours && port.interface != config.interface).then_some(port.interface)
+            })
+            .collect();
+        self.prepare(&config.interface).await?;
+        let ids = vec![("arca-uplink".to_owned(), "true".to_owned())];
+        let port = BridgePort { interface: config.interface.clone(), external_ids: ids };
+        self.vswitch.change(BR_EX, &[port], &others).await?;
+        wanted.config = Some(config);
+        self.settle(&wanted).await?;
+        Ok(self.vswitch.datapath())
+    }
+
+    /// Subnets of the containers' networks: they lie behind the gateway router. Replaces what was set before.
+    ///
+    /// # Errors
+    /// A route was refused; those after it are still tried at the next call.
+    pub async fn set_subnets(&self, subnets: Vec<Subnet>) -> Result<(), UplinkError> {
+        let mut wanted = self.wanted.lock().await;
+        let gone: Vec<Subnet> = wanted.subnets.iter().filter(|s| !subnets.contains(s)).copied().collect();
+        let unchanged = gone.is_empty() && wanted.subnets == subnets;
+        wanted.subnets = subnets;
+        if unchanged || wanted.config.is_none() {
+            return Ok(());
+        }
+        let handle = netlink()?;
+        for subnet in gone {
+            // Gone already, with the device, is as good.
+            let _ = handle.route().del(route(subnet, None)).execute().await;
+        }
+        self.routes(&handle, &wanted).await
+    }
+
+    /// Follows ovs-vswitchd's starts for ever: after each, receive buffers, address and routes are set again. Run it
+    /// as a task, beginning before the first port is made.
+    ///
+    /// # Errors
+    /// inotify is not to be had.
+    pub async fn watch(&self) -> Result<(), UplinkError> {
+        let pid_file = self.layout.vswitchd_pid();
+        let mut starts = watch_file(&pid_file)
+            .map_err(|source| UplinkError::Io { what: format!("watch {}", pid_file.display()), source })?;
+        loop {
+            let wanted = self.wanted.lock().await;
+            if let Err(error) = self.settle(&wanted).await {
+                // Its next start comes round here again.
+                tracing::warn!(error = &error as &dyn std::error::Error, "the uplink is not as it should be");
+            }
+            drop(wanted);
+            loop {
+                let Some(Ok(event)) = starts.next().await else { return Ok(()) };
+                if event.name.as_deref() == pid_file.file_name() {
+                    tracing::info!("ovs-vswitchd has started");
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Waits for ovs-vswitchd and brings the helper's own side of br-ex up.
+    async fn settle(&self, wanted: &Wanted) -> Result<(), UplinkError> {
+        self.vswitch.settle().await?;
+        let Some(config) = &wanted.config else { return Ok(()) };
+        let index = if_nametoindex(BR_EX).map_err(|_| UplinkError::NoInterface(BR_EX.into()))?;
+        let handle = netlink()?;
+        disable_ipv6(BR_EX)?;
+        let failed = |what: &str| {
+            let what = format!("{what} {BR_EX}");
+            move |source| UplinkError::Netlink { what, source }
+        };
+        handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await.map_err(failed("set up"))?;
+        let (address, prefix) = config.resolver;
+        handle
+            .address()
+            .add(index, address.into(), prefix)
+            .replace()
+            .execute()
+            .await
+            .map_err(failed("set the resolver's address on"))?;
+        self.routes(&handle, wanted).await
+    }
+
+    async fn routes(&self, handle: &Handle, wanted: &Wanted) -> Result<(), UplinkError> {
+        let Some(config) = &wanted.config else { return Ok(()) };
+        let default = (Ipv4Addr::UNSPECIFIED, 0);
+        let all = wanted.subnets.iter().map(|subnet| (*subnet, config.router));
+        for (subnet, via) in [(default, config.next_hop)].into_iter().chain(all) {
+            let what = format!("set the route to {}/{} by {via}", subnet.0, subnet.1);
+            let add = handle.route().add(route(subnet, Some(via))).replace().execute().await;
+            add.map_err(|source| UplinkError::Netlink { what, source })?;
+        }
+        Ok(())
+    }
+
+    /// The interface carries frames for OVS only.
+    async fn prepare(&self, interface: &str) -> Result<(), UplinkError> {
+        let index = if_nametoindex(interface).map_err(|_| UplinkError::NoInterface(interface.into()))?;
+        if self.vswitch.datapath() == Datapath::User {
+            ingress::seal(interface).map_err(|source| UplinkError::Seal { interface: interface.into(), source })?;
+        } else {
+            disable_ipv6(interface)?;
+        }
+        let up = LinkUnspec::new_with_index(index).arp(false).up().build();
+        let set = netlink()?.link().set(up).execute().await;
+        set.map_err(|source| UplinkError::Netlink { what: format!("set up {interface}"), source })
+    }
+
+    /// In the database for ovn-controller, and on disk for the next boot.
+    async fn set_system_id(&self, id: &str) -> Result<(), UplinkError> {
+        let path = self.layout.system_id();
+        if tokio::fs::read_to_string(&path).await.is_ok_and(|known| known == id) {
+            return Ok(self.vswitch.set_external_ids(&[("system-id", id)]).await?);
+        }
+        let fresh = path.with_extension("new");
+        let write = async {
+            tokio::fs::write(&fresh, id).await?;
+            tokio::fs::rename(&fresh, &path).await
+        };
+        write.await.map_err(|source| UplinkError::Io { what: format!("write {}", path.display()), source })?;
+        Ok(self.vswitch.set_external_ids(&[("system-id", id)]).await?)
+    }
+}
+
+fn route((address, prefix): Subnet, via: Option<Ipv4Addr>) -> rtnetlink::packet_route::route::RouteMessage {
+    let builder = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, prefix);
+    match via {
+        Some(via) => builder.gateway(via).build(),
+        None => builder.build(),
+    }
+}
+
+fn disable_ipv6(interface: &str) -> Result<(), UplinkError> {
+    match std::fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"), "1") {
+        // A kernel without IPv6.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done.map_err(|source| UplinkError::Io { what: format!("switch IPv6 off on {interface}"), source }),
+    }
+}
+
+/// A netlink connection of this network namespace; it ends with the handle.
+fn netlink() -> Result<Handle, UplinkError> {
+    let (connection, handle, _) = rtnetlink::new_connection()
+        .map_err(|source| UplinkError::Io { what: "open a netlink socket".into(), source })?;
+    tokio::spawn(connection);
+    Ok(handle)
+}
+
+/// Events of files appearing in the folder of `path`.
+pub(crate) fn watch_file(path: &Path) -> io::Result<EventStream<[u8; 1024]>> {
+    let inotify = Inotify::init()?;
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    inotify.watches().add(folder, WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::CLOSE_WRITE)?;
+    inotify.into_event_stream([0; 1024])
+}
