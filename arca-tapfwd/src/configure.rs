@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What holds over all networks of the machine: the link with the default routes, and where 127.0.0.11 leads.
+
+use std::net::Ipv4Addr;
+
+use arca_proto::fdstore::Client;
+use arca_proto::ports::LinkNumber;
+
+use crate::kernel::KernelError;
+use crate::machine::Machine;
+use crate::redirect::{self, RedirectError};
+use crate::restore;
+
+/// The present configuration. A machine begins with neither.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Configuration {
+    /// Link whose gateways are the default routes' next hops.
+    pub default_route: Option<LinkNumber>,
+    /// What answers at 127.0.0.11:53.
+    pub resolver: Option<Ipv4Addr>,
+}
+
+/// Why it could not be configured.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigureError {
+    /// The link is not there.
+    #[error("link {0} is not attached, so it cannot carry the default routes")]
+    NotAttached(LinkNumber),
+    /// Routes.
+    #[error("set the default routes")]
+    Routes(#[source] KernelError),
+    /// Redirect.
+    #[error("redirect 127.0.0.11")]
+    Redirect(#[source] RedirectError),
+}
+
+impl Configuration {
+    /// The kernel has dropped the routes of a link together with its interface.
+    pub(crate) fn forget(&mut self, link: LinkNumber, store: Option<&Client>) {
+        if self.default_route == Some(link) {
+            self.default_route = None;
+            self.keep(store);
+        }
+    }
+
+    fn keep(self, store: Option<&Client>) {
+        if let Some(store) = store
+            && let Err(error) = restore::put_configuration(store, self)
+        {
+            // What is configured holds all the same; only a restart of this process would not know it.
+            tracing::error!(%error, "the descriptor store has an older configuration");
+        }
+    }
+}
+
+impl Machine {
+    /// Puts `wanted` in force. Asking again for what is in force changes nothing that a packet would see.
+    ///
+    /// # Errors
+    /// [`ConfigureError`]; of routes and redirect, the part that worked stays and is remembered.
+    pub async fn configure(&self, wanted: Configuration) -> Result<(), ConfigureError> {
+        // Only this lock while the slot's is taken: detach takes them the other way round, but never both at once.
+        let mut configuration = self.configuration.lock().await;
+        match wanted.default_route {
+            Some(link) => {
+                let slot = self.slot(link);
+                let done = match slot.attached.lock().await.as_ref() {
+                    Some(attached) => {
+                        let routes = self.kernel.set_default_routes(Some((attached.index, &attached.settings)));
+                        routes.await.map_err(ConfigureError::Routes)
+                    }
+                    None => Err(ConfigureError::NotAttached(link)),
+                };
+                self.release(link, slot);
+                done?;
+            }
+            None => self.kernel.set_default_routes(None).await.map_err(ConfigureError::Routes)?,
+        }
+        configuration.default_route = wanted.default_route;
+        if configuration.resolver != wanted.resolver {
+            if let Err(error) = redirect::set(wanted.resolver).await {
+                configuration.keep(self.store.as_ref());
+                return Err(ConfigureError::Redirect(error));
+            }
+            configuration.resolver = wanted.resolver;
+        }
+        configuration.keep(self.store.as_ref());
+        Ok(())
+    }
+}

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the descriptor store keeps of this process, and how a new process goes on with it.
+//!
+//! Only finished attaches are kept: of one that was pending when the process died, the kernel has removed the interface,
+//! and its caller sees a broken RPC. Addresses, routes and rules are in the kernel and are not touched.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use arca_link::{Kind, Pump, PumpConfig, PumpError, Tap, TapError};
+use arca_proto::fdstore::{Client, Entry, FdStoreError};
+use arca_proto::ports::LinkNumber;
+use arca_proto::tap::v1::AttachNetworkRequest;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::configure::Configuration;
+use crate::kernel::KernelError;
+use crate::machine::{Attached, Machine};
+use crate::settings::{InvalidSettings, Settings};
+
+const CONFIGURATION: &str = "configuration";
+
+/// An `AttachNetworkRequest` on its way through the store.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LinkRecord {
+    link: u32,
+    interface: String,
+    mac: String,
+    mtu: u32,
+    addresses: Vec<String>,
+    gateway_v4: String,
+    gateway_v6: String,
+    confirm_dhcp: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConfigurationRecord {
+    default_route_link: u32,
+    resolver_v4: String,
+}
+
+/// Why an entry of the store is of no use.
+#[derive(Debug, thiserror::Error)]
+enum EntryError {
+    #[error("not a record of this program: {0}")]
+    Record(String),
+    #[error("bad value")]
+    Settings(#[from] InvalidSettings),
+    #[error("{0} descriptors instead of TAP and listener")]
+    Descriptors(usize),
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error(transparent)]
+    Pump(#[from] PumpError),
+}
+
+fn link_name(link: LinkNumber) -> String {
+    format!("link-{link}")
+}
+
+/// Has the store keep a link's TAP and listener.
+pub(crate) fn put_link(
+    store: &Client,
+    settings: &Settings,
+    tap: BorrowedFd<'_>,
+    listener: BorrowedFd<'_>,
+) -> Result<(), FdStoreError> {
+    let request = settings.to_request();
+    let AttachNetworkRequest { link, interface, mac, mtu, addresses, gateway_v4, gateway_v6, confirm_dhcp, .. } =
+        request;
+    let record = LinkRecord { link, interface, mac, mtu, addresses, gateway_v4, gateway_v6, confirm_dhcp };
+    store.put(&link_name(settings.link), json!(record), &[tap, listener])
+}
+
+/// Has the store close its descriptors of a link.
+pub(crate) fn remove_link(store: &Client, link: LinkNumber) -> Result<(), FdStoreError> {
+    store.remove(&link_name(link))
+}
+
+/// Has the store keep the configuration.
+pub(crate) fn put_configuration(store: &Client, configuration: Configuration) -> Result<(), FdStoreError> {
+    let record = ConfigurationRecord {
+        default_route_link: configuration.default_route.map(LinkNumber::get).unwrap_or_default(),
+        resolver_v4: configuration.resolver.map(|r| r.to_string()).unwrap_or_default(),
+    };
+    store.put(CONFIGURATION, json!(record), &[])
+}
+
+impl Machine {
+    /// Goes on where the last run of this program stopped. An entry of no use is dropped and named in the log: the
+    /// others' frames must flow.
+    ///
+    /// # Errors
+    /// The parent does not answer.
+    pub async fn restore(&self) -> Result<(), FdStoreError> {
+        let Some(store) = &self.store else { return Ok(()) };
+        for entry in store.restore()? {
+            let name = entry.name.clone();
+            match self.resume(entry).await {
+                Ok(()) => tracing::info!(%name, "resumed"),
+                Err(error) => {
+                    let error = anyhow::Error::new(error);
+                    tracing::error!("{name} cannot be resumed and is dropped: {error:#}");
+                    store.remove(&name)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn resume(&self, entry: Entry) -> Result<(), EntryError> {
+        if entry.name == CONFIGURATION {
+            *self.configuration.lock().await = configuration(entry.state)?;
+            return Ok(());
+        }
+        let settings = settings(entry.state)?;
+        let [tap, listener] =
+            <[OwnedFd; 2]>::try_from(entry.descriptors).map_err(|d| EntryError::Descriptors(d.len()))?;
+        let tap = Tap::from_fd(tap)?;
+        let index = self.kernel.index(tap.name()).await?;
+        let slot = self.slot(settings.link);
+        let pump = Pump::start(PumpConfig::new(settings.link, Kind::Container, tap, listener))?;
+        *slot.attached.lock().await = Some(Attached { settings, index, pump });
+        Ok(())
+    }
+}
+
+fn settings(state: Value) -> Result<Settings, EntryError> {
+    let record: LinkRecord = serde_json::from_value(state).map_err(|e| EntryError::Record(e.to_string()))?;
+    let LinkRecord { link, interface, mac, mtu, addresses, gateway_v4, gateway_v6, confirm_dhcp } = record;
+    let timeout_ms = 0;
+    let request =
+        AttachNetworkRequest { link, interface, mac, mtu, addresses, gateway_v4, gateway_v6, confirm_dhcp, timeout_ms };
+    Ok(Settings::try_from(&request)?)
+}
+
+fn configuration(state: Value) -> Result<Configuration, EntryError> {
+    let record: ConfigurationRecord = serde_json::from_value(state).map_err(|e| EntryError::Record(e.to_string()))?;
+    let default_route = match record.default_route_link {
+        0 => None,
+        link => Some(LinkNumber::try_from(link).map_err(InvalidSettings::Link)?),
+    };
+    let resolver = match record.resolver_v4.as_str() {
+        "" => None,
+        text => Some(text.parse().map_err(|_| EntryError::Record(format!("resolver {text}")))?),
+    };
+    Ok(Configuration { default_route, resolver })
+}
