@@ -23,6 +23,15 @@ pub enum Failure {
     Config = 78,
 }
 
+impl Failure {
+    /// The failure a program's exit code stands for; [`Failure::General`] for any other number.
+    #[must_use]
+    pub fn from_code(code: u8) -> Self {
+        let all = [Self::Usage, Self::Missing, Self::SocketTaken, Self::AlreadyRunning, Self::Privileges, Self::Config];
+        all.into_iter().find(|failure| *failure as u8 == code).unwrap_or(Self::General)
+    }
+}
+
 /// An error with an exit code, for `main`. Anything else that reaches [`report`] ends with code 1.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
