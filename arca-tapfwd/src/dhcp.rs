@@ -171,7 +171,7 @@ fn parse(packet: &[u8], id: u32, address: Ipv4Addr) -> Option<Result<Lease, Dhcp
     let options = message.opts();
     let server = match options.get(OptionCode::ServerIdentifier) {
         Some(DhcpOption::ServerIdentifier(server)) => *server,
-        _ => Ipv4Addr::from_octets([packet[12], packet[13], packet[14], packet[15]]),
+        _ => Ipv4Addr::new(packet[12], packet[13], packet[14], packet[15]),
     };
     match options.msg_type()? {
         MessageType::Ack if message.yiaddr() == address => {}

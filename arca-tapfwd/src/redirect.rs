@@ -64,22 +64,22 @@ fn rules(resolver: Option<Ipv4Addr>) -> Value {
             let to = json!({"dnat": {"addr": resolver, "port": 53}});
             commands.push(rule(
                 "output",
-                &[equal(field("ip", "daddr"), json!(RESOLVER)), equal(field(protocol, "dport"), json!(53)), to],
+                &[equal(&field("ip", "daddr"), &json!(RESOLVER)), equal(&field(protocol, "dport"), &json!(53)), to],
             ));
         }
         let loopback = json!({"prefix": {"addr": "127.0.0.0", "len": 8}});
         commands.push(rule(
             "postrouting",
             &[
-                equal(field("ip", "saddr"), loopback.clone()),
-                equal(field("ip", "daddr"), json!(resolver)),
+                equal(&field("ip", "saddr"), &loopback),
+                equal(&field("ip", "daddr"), &json!(resolver)),
                 not_loopback("oifname"),
                 json!({"masquerade": null}),
             ],
         ));
         commands.push(rule(
             "guard",
-            &[not_loopback("iifname"), equal(field("ip", "daddr"), loopback), json!({"drop": null})],
+            &[not_loopback("iifname"), equal(&field("ip", "daddr"), &loopback), json!({"drop": null})],
         ));
     }
     json!({"nftables": commands})
@@ -99,7 +99,7 @@ fn field(protocol: &str, field: &str) -> Value {
     json!({"payload": {"protocol": protocol, "field": field}})
 }
 
-fn equal(left: Value, right: Value) -> Value {
+fn equal(left: &Value, right: &Value) -> Value {
     json!({"match": {"op": "==", "left": left, "right": right}})
 }
 

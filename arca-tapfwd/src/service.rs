@@ -69,7 +69,7 @@ impl Tap for Service {
                             let _ = to_caller.send(Ok(step.into())).await;
                         }
                         if let Err(error) = result {
-                            let status = Status::from(ServiceError::from(error));
+                            let status = Status::from(ServiceError::Attach(Box::new(error)));
                             tracing::warn!("{}", status.message());
                             let _ = to_caller.send(Err(status)).await;
                         }
@@ -124,7 +124,7 @@ enum ServiceError {
     #[error("resolver_v4 `{0}` is not an IPv4 address that can answer")]
     Resolver(String),
     #[error(transparent)]
-    Attach(#[from] AttachError),
+    Attach(Box<AttachError>),
     #[error(transparent)]
     Configure(#[from] ConfigureError),
 }
@@ -134,12 +134,14 @@ impl From<ServiceError> for Status {
     fn from(error: ServiceError) -> Self {
         let code = match &error {
             ServiceError::Invalid(_) | ServiceError::Resolver(_) => Code::InvalidArgument,
-            ServiceError::Attach(AttachError::Conflict { .. }) => Code::AlreadyExists,
-            ServiceError::Attach(AttachError::Abandoned { .. }) => Code::Aborted,
-            ServiceError::Attach(AttachError::Step { step, .. }) => match step {
-                StepError::Link { .. } | StepError::Dhcp(DhcpError::Silent { .. }) => Code::DeadlineExceeded,
-                StepError::Dhcp(DhcpError::Refused { .. } | DhcpError::Other { .. }) => Code::FailedPrecondition,
-                _ => Code::Internal,
+            ServiceError::Attach(error) => match error.as_ref() {
+                AttachError::Conflict { .. } => Code::AlreadyExists,
+                AttachError::Abandoned { .. } => Code::Aborted,
+                AttachError::Step { step, .. } => match step {
+                    StepError::Link { .. } | StepError::Dhcp(DhcpError::Silent { .. }) => Code::DeadlineExceeded,
+                    StepError::Dhcp(DhcpError::Refused { .. } | DhcpError::Other { .. }) => Code::FailedPrecondition,
+                    _ => Code::Internal,
+                },
             },
             ServiceError::Configure(ConfigureError::NotAttached(_)) => Code::FailedPrecondition,
             ServiceError::Configure(_) => Code::Internal,

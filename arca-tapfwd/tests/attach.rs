@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Attach, configure, detach against a real kernel and a fake peer.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod common;
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! 127.0.0.11 in a container leads to real servers behind the link, and nowhere else.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod common;
 
@@ -152,7 +153,7 @@ fn queries_reach_the_gateway_while_the_workload_itself_has_port_53() {
         client.configure(ConfigureRequest { default_route_link: 1, resolver_v4: String::new() }).await.unwrap();
         assert_eq!(run("nft list tables"), "");
         assert_eq!(run("cat /proc/sys/net/ipv4/conf/all/route_localnet"), "0\n");
-        assert_eq!(ask_udp(resolver), "workload");
+        assert_eq!(ask_tcp(resolver), "workload");
         let error =
             client.configure(ConfigureRequest { default_route_link: 0, resolver_v4: "127.0.0.53".into() }).await;
         assert_eq!(error.unwrap_err().code(), tonic::Code::InvalidArgument);
@@ -171,7 +172,7 @@ fn neighbours_cannot_reach_the_machines_loopback() {
         client.configure(dns).await.unwrap();
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 5000)).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
-        let mut received = || {
+        let received = || {
             let mut buffer = [0; 16];
             let length = socket.recv(&mut buffer).unwrap();
             String::from_utf8_lossy(&buffer[..length]).into_owned()

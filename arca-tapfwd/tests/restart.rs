@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! kill -9 of arca-tapfwd: what arca-init keeps lets a new one go on.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod common;
 

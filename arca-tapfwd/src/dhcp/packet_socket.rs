@@ -47,6 +47,8 @@ impl std::fmt::Debug for PacketSocket {
 }
 
 /// IPv4 on interface `index`, to the broadcast hardware address.
+// The constants and the size are far below the fields' limits.
+#[allow(clippy::cast_possible_truncation)]
 fn link_address(index: u32) -> io::Result<SockAddr> {
     let index = i32::try_from(index).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     let mut storage = SockAddrStorage::zeroed();
