@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Parent of arca-tapfwd: starts it, keeps its descriptors, starts it again at once when it dies.
+
+use std::{
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use arca_proto::{
+    dial::{Address, dial},
+    fdstore::Store,
+    listen::ListenOn,
+    ports,
+};
+use nix::sys::signal::Signal;
+
+use crate::{
+    process::send_signal,
+    reaper::{Ended, Reaper},
+};
+
+/// First pause after a death that came soon; it doubles with each further one.
+const FIRST: Duration = Duration::from_millis(10);
+/// Longest pause.
+const LONGEST: Duration = Duration::from_secs(1);
+/// A run of at least this long was no crash loop.
+const LONG_RUN: Duration = Duration::from_secs(10);
+/// How long the machine's READY waits for arca-tapfwd.
+const STARTUP: Duration = Duration::from_secs(5);
+
+/// How arca-tapfwd is started.
+#[derive(Clone, Debug)]
+pub(crate) struct Tapfwd {
+    pub(crate) program: PathBuf,
+    pub(crate) listen: ListenOn,
+    pub(crate) log_level: String,
+    pub(crate) reaper: Arc<Reaper>,
+}
+
+impl Tapfwd {
+    /// Runs it for ever.
+    pub(crate) async fn supervise(self) {
+        let store = Arc::new(Store::default());
+        let mut pause = FIRST;
+        loop {
+            let started = Instant::now();
+            match self.run(&store).await {
+                Ok(ended) => {
+                    tracing::error!(code = ended.code, signal = ended.signal, "arca-tapfwd ended; starting it again")
+                }
+                Err(error) => tracing::error!(error = format!("{error:#}"), "arca-tapfwd cannot be run"),
+            }
+            if started.elapsed() >= LONG_RUN {
+                // Its first death in a while: nothing is gained by waiting.
+                pause = FIRST;
+                continue;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST);
+        }
+    }
+
+    async fn run(&self, store: &Arc<Store>) -> anyhow::Result<Ended> {
+        let session = store.session()?;
+        let mut command = Command::new(&self.program);
+        command.arg("serve").arg(format!("--listen={}", self.listen)).arg(format!("--log-level={}", self.log_level));
+        command.stdin(Stdio::null());
+        session.pass_to(&mut command);
+        // SAFETY: prctl with two numbers is async-signal-safe. The thread that spawns is the main one, so the signal
+        // comes when arca-init dies and not before.
+        unsafe {
+            command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?));
+        }
+        let (child, ended) =
+            self.reaper.spawn(&mut command).with_context(|| format!("start {}", self.program.display()))?;
+        let kept = tokio::task::spawn_blocking(move || session.serve());
+        let _end = EndWith(child.id());
+        let ended = ended.await.context("the reaper is gone")?;
+        // All that it put before it died is read before the next run.
+        kept.await.context("descriptor store")??;
+        Ok(ended)
+    }
+}
+
+/// Ends the child with this task.
+struct EndWith(u32);
+
+impl Drop for EndWith {
+    fn drop(&mut self) {
+        // After a normal end this finds nobody.
+        let _ = send_signal(self.0, Signal::SIGTERM as i32);
+    }
+}
+
+/// Waits until arca-tapfwd takes connections; gives up after five seconds, and says so.
+pub(crate) async fn until_listening(directory: &Path) {
+    let address = Address::Sockets(directory.to_path_buf());
+    let connected = async {
+        let mut pause = Duration::from_millis(1);
+        while dial(&address, ports::TAP).await.is_err() {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    };
+    if tokio::time::timeout(STARTUP, connected).await.is_err() {
+        tracing::error!("arca-tapfwd does not listen; the machine starts without a network");
+    }
+}
