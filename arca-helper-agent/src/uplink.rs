@@ -11,15 +11,14 @@
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
-use inotify::{EventStream, Inotify, WatchMask};
 use nix::net::if_::if_nametoindex;
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use tokio::sync::Mutex;
 
+use crate::files;
 use crate::layout::Layout;
 use crate::vswitch::{BR_EX, BridgePort, Datapath, Vswitch, VswitchError, ingress};
 
@@ -149,7 +148,7 @@ impl Uplink {
     /// inotify is not to be had.
     pub async fn watch(&self) -> Result<(), UplinkError> {
         let pid_file = self.layout.vswitchd_pid();
-        let mut starts = watch_file(&pid_file)
+        let mut starts = files::watch_folder(&pid_file)
             .map_err(|source| UplinkError::Io { what: format!("watch {}", pid_file.display()), source })?;
         loop {
             let wanted = self.wanted.lock().await;
@@ -254,12 +253,4 @@ fn netlink() -> Result<Handle, UplinkError> {
         .map_err(|source| UplinkError::Io { what: "open a netlink socket".into(), source })?;
     tokio::spawn(connection);
     Ok(handle)
-}
-
-/// Events of files appearing in the folder of `path`.
-pub(crate) fn watch_file(path: &Path) -> io::Result<EventStream<[u8; 1024]>> {
-    let inotify = Inotify::init()?;
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    inotify.watches().add(folder, WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::CLOSE_WRITE)?;
-    inotify.into_event_stream([0; 1024])
 }

@@ -17,7 +17,7 @@ use super::schema::Schema;
 use super::stream::Decoder;
 use super::{Error, Monitor, OpResult, Request, Snapshot, State, op};
 
-const BACKOFF_MIN: Duration = Duration::from_millis(10);
+const BACKOFF_MIN: Duration = Duration::from_millis(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
 /// Runs until the last handle is dropped.
