@@ -205,6 +205,11 @@ impl Machine {
     ) -> Result<(Made, Option<Lease>), StepError> {
         let port = settings.link.container_port();
         let listen = |source| StepError::Listen { port, on: self.listen_on.to_string(), source };
+        if let Some(path) = self.listener_file(settings.link) {
+            // Ours by the slot's lock, so what is there is of an earlier attach. A process that arca-init is just
+            // starting may still have a copy of that listener, which would make it look alive.
+            remove_socket(&path);
+        }
         let listener = self.listen_on.bind(port).and_then(Listener::into_fd).map_err(listen)?;
         let listener_file = RemoveFile(self.listener_file(settings.link));
         // For the store. Two descriptors of one listener are one queue.
