@@ -23,6 +23,7 @@ use arca_link::{
     Kind, LinkNumber, Pump, PumpConfig, Relay, RelayConfig, RelayState, Tap, TapConfig, relay::RelayCounters,
 };
 use nix::libc;
+use tokio::sync::watch::Receiver;
 
 pub const LINK: u32 = 7;
 pub const CONTAINER_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
@@ -94,7 +95,9 @@ impl End {
     pub fn new(directory: &Path, kind: Kind, adjust: impl FnOnce(&mut PumpConfig) + Send + 'static) -> Option<Self> {
         let netns = Netns::new()?;
         let (address, octet) = if kind == Kind::Container { (CONTAINER_IP, 1) } else { (HELPER_IP, 2) };
-        let socket = directory.join(octet.to_string());
+        // Named as in the socket directory of a namespace machine.
+        let port = if octet == 1 { link_number().container_port() } else { link_number().helper_port() };
+        let socket = directory.join(port.to_string());
         let listener = OwnedFd::from(UnixListener::bind(&socket).expect("a short path in a directory of our own"));
         let kept = listener.try_clone().expect("a descriptor");
         let pump = netns.run(move || {
@@ -116,12 +119,15 @@ impl End {
 }
 
 /// Waits for `reached` of a watched value.
-pub fn wait<T: Clone>(mut receiver: tokio::sync::watch::Receiver<T>, reached: impl FnMut(&T) -> bool) -> T {
+pub fn wait<T: Clone>(receiver: Receiver<T>, reached: impl FnMut(&T) -> bool) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
-    runtime.block_on(async {
-        let waited = tokio::time::timeout(Duration::from_secs(10), receiver.wait_for(reached)).await;
-        waited.expect("within ten seconds").expect("a living sender").clone()
-    })
+    runtime.block_on(wait_in_runtime(receiver, reached))
+}
+
+/// The same from within a runtime.
+pub async fn wait_in_runtime<T: Clone>(mut receiver: Receiver<T>, reached: impl FnMut(&T) -> bool) -> T {
+    let waited = tokio::time::timeout(Duration::from_secs(10), receiver.wait_for(reached)).await;
+    waited.expect("within ten seconds").expect("a living sender").clone()
 }
 
 /// Both ends and whatever relay joins them.
