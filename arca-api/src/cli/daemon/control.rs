@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `arca daemon start` and `stop`.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{Read as _, Seek as _, SeekFrom},
+    process::Stdio,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use arca_daemon::{
+    config::{CommonArgs, Config},
+    exit::{Failure, Fatal},
+};
+use arca_proto::netd::v1::{StopHelperRequest, netd_client::NetdClient};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::Command,
+};
+
+use super::{lock, preflight};
+use crate::cli::{docker, platform, print};
+
+/// How long a stopping engine may take.
+const STOP: Duration = Duration::from_secs(30);
+
+/// Starts the supervisor in a session of its own and waits for its one line.
+pub(super) async fn start(config: &Config, common: &CommonArgs) -> anyhow::Result<()> {
+    preflight::check(config)?;
+    if let Some(pid) = lock::holder(config)? {
+        let text = format!("the engine runs already (pid {pid}); `arca daemon status` shows it");
+        return Err(Fatal::new(Failure::AlreadyRunning, text).into());
+    }
+    std::fs::create_dir_all(&config.paths.log)?;
+    let log_path = super::supervise::log_path(config, "arca");
+    let log = OpenOptions::new().create(true).append(true).open(&log_path)?;
+    let before = log.metadata()?.len();
+    let mut command = Command::new(std::env::current_exe()?);
+    for (key, value) in &common.config {
+        command.arg("-c").arg(format!("{key}={value}"));
+    }
+    if let Some(level) = &common.log_level {
+        command.args(["--log-level", level]);
+    }
+    command.args(["daemon", "run"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::from(log));
+    platform::own_session(&mut command);
+    let mut child = command.spawn().context("start the supervisor")?;
+    let mut line = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        BufReader::new(stdout).read_line(&mut line).await?;
+    }
+    if line.starts_with("DOCKER_HOST=") {
+        print(line.trim_end());
+        return Ok(());
+    }
+    // It gave up before it was ready: the last line it logged is the reason, its exit code ours.
+    let code = child.wait().await?.code().and_then(|code| u8::try_from(code).ok());
+    let mut text = String::new();
+    let mut log = File::open(&log_path)?;
+    log.seek(SeekFrom::Start(before))?;
+    log.read_to_string(&mut text)?;
+    let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("the supervisor ended without a word");
+    let text = last.strip_prefix("arca: ").unwrap_or(last);
+    Err(Fatal::new(Failure::from_code(code.unwrap_or(1)), text).into())
+}
+
+/// Ends the daemons; with `all` also containers and the helper machine.
+pub(super) async fn stop(config: &Config, all: bool) -> anyhow::Result<()> {
+    let Some(pid) = lock::holder(config)? else {
+        print("the engine is not running");
+        return Ok(());
+    };
+    if all {
+        let stopped = docker::stop_all(&config.paths.docker_socket).await;
+        stopped.context("stop the containers (their machines go on; `arca daemon logs arca-api` may say why)")?;
+        let mut netd = NetdClient::new(arca_proto::dial::unix_channel(&config.paths.netd_socket()));
+        netd.stop_helper(StopHelperRequest {}).await.context("stop the helper machine")?;
+    }
+    let ended = lock::released(config)?;
+    kill(Pid::from_raw(pid), Signal::SIGTERM).with_context(|| format!("signal the supervisor (pid {pid})"))?;
+    if tokio::time::timeout(STOP, ended).await.is_err() {
+        bail!("the supervisor (pid {pid}) did not end within {} s; see its log", STOP.as_secs());
+    }
+    print(if all { "stopped, containers and helper machine too" } else { "stopped; containers go on" });
+    Ok(())
+}

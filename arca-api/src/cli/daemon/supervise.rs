@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `arca daemon run`: starts the host daemons, restarts each that dies, ends them on SIGTERM.
+//!
+//! Each daemon has a task of its own; none is restarted because of another. Readiness is told over sd_notify, one
+//! datagram socket per daemon. Daemons ask the kernel for SIGTERM when this process dies, so `kill -9` here leaves no
+//! strays (containers and the helper machine are sessions of their own and go on, as after `arca daemon stop`).
+
+use std::{
+    fs::{self, OpenOptions},
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use arca_daemon::{
+    config::Config,
+    exit::{Failure, Fatal},
+    shutdown::Shutdown,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::{
+    net::UnixDatagram,
+    process::{Child, Command},
+    sync::mpsc,
+    task::JoinSet,
+};
+
+use super::{DAEMONS, lock, preflight};
+use crate::cli::print;
+
+/// A daemon that lived this long starts again without delay.
+const HEALTHY: Duration = Duration::from_secs(10);
+const LONGEST_DELAY: Duration = Duration::from_secs(5);
+/// Between SIGTERM and SIGKILL.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What a daemon's task tells the supervisor.
+enum Report {
+    Ready,
+    /// It ended before it was ever ready.
+    Failed(Fatal),
+}
+
+/// Runs the engine until SIGTERM or SIGINT.
+pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
+    preflight::check(config)?;
+    let _lock = lock::take(config)?;
+    for directory in [&config.paths.run, &config.paths.log] {
+        fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+    }
+    let (_trigger, shutdown) = Shutdown::on_signals()?;
+    let (reports, mut reported) = mpsc::channel(DAEMONS.len());
+    let mut tasks = JoinSet::new();
+    let started = Instant::now();
+    for (order, name) in DAEMONS.into_iter().enumerate() {
+        let daemon = Daemon::new(name, order, config)?;
+        tasks.spawn(daemon.keep(shutdown.clone(), reports.clone()));
+    }
+    drop(reports);
+
+    let mut waiting = DAEMONS.len();
+    let mut failure = None;
+    while waiting > 0 && !shutdown.fired() {
+        tokio::select! {
+            // Cancel-safe: a report not received stays in the channel.
+            report = reported.recv() => match report {
+                Some(Report::Ready) => waiting -= 1,
+                Some(Report::Failed(fatal)) => { failure = Some(fatal); break; }
+                None => break,
+            },
+            () = shutdown.wait() => {}
+        }
+    }
+    if let Some(fatal) = failure {
+        tasks.abort_all();
+        while tasks.join_next().await.is_some() {}
+        return Err(fatal.into());
+    }
+    if waiting == 0 {
+        tracing::info!(milliseconds = started.elapsed().as_millis(), "the engine is up");
+        print(&format!("DOCKER_HOST=unix://{}", config.paths.docker_socket.display()));
+    }
+    while tasks.join_next().await.is_some() {}
+    Ok(())
+}
+
+struct Daemon {
+    name: &'static str,
+    program: PathBuf,
+    arguments: Vec<String>,
+    log: PathBuf,
+    notify: UnixDatagram,
+    notify_path: PathBuf,
+    /// Later daemons stop first.
+    stop_delay: Duration,
+}
+
+impl Daemon {
+    fn new(name: &'static str, order: usize, config: &Config) -> anyhow::Result<Self> {
+        let program = std::env::current_exe()?.with_file_name(name);
+        if !program.is_file() {
+            return Err(Fatal::new(Failure::Missing, format!("{} is missing: build it with `./dev build`", program.display())).into());
+        }
+        let notify_path = config.paths.run.join(format!("{name}.notify"));
+        let (_guard, short) = arca_proto::dial::with_short_path(&notify_path)?;
+        match fs::remove_file(&short) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        let notify = UnixDatagram::bind(&short).with_context(|| format!("bind {}", notify_path.display()))?;
+        let flags = config.effective.iter().filter(|(_, (_, source))| *source == arca_daemon::config::Source::Flag);
+        let mut arguments = vec!["serve".to_owned()];
+        for (key, (value, _)) in flags {
+            arguments.extend(["-c".to_owned(), format!("{key}={value}")]);
+        }
+        let log = config.paths.log.join(format!("{name}.log"));
+        let later = u32::try_from(DAEMONS.len() - 1 - order).unwrap_or(0);
+        Ok(Self { name, program, arguments, log, notify, notify_path, stop_delay: Duration::from_millis(100) * later })
+    }
+
+    /// Keeps the daemon running until shutdown.
+    async fn keep(self, shutdown: Shutdown, reports: mpsc::Sender<Report>) {
+        let mut ever_ready = false;
+        let mut delay = Duration::ZERO;
+        while !shutdown.fired() {
+            let began = Instant::now();
+            let mut child = match self.spawn() {
+                Ok(child) => child,
+                Err(error) => {
+                    let text = format!("start {}: {error}", self.program.display());
+                    let _ = reports.send(Report::Failed(Fatal::new(Failure::General, text))).await;
+                    return;
+                }
+            };
+            let status = loop {
+                let mut buffer = [0; 256];
+                tokio::select! {
+                    // All three are cancel-safe: wait and recv lose nothing when dropped, shutdown is a flag.
+                    status = child.wait() => break status,
+                    received = self.notify.recv(&mut buffer) => {
+                        if received.is_ok_and(|length| buffer[..length].starts_with(b"READY=1")) && !ever_ready {
+                            ever_ready = true;
+                            let _ = reports.send(Report::Ready).await;
+                        }
+                    }
+                    () = shutdown.wait() => break self.stop(&mut child).await,
+                }
+            };
+            if shutdown.fired() {
+                break;
+            }
+            let code = status.as_ref().ok().and_then(ExitStatus::code).and_then(|code| u8::try_from(code).ok());
+            let status = status.map_or_else(|error| error.to_string(), describe);
+            if !ever_ready {
+                let failure = Failure::from_code(code.unwrap_or(1));
+                let _ = reports.send(Report::Failed(self.failure(failure, &status))).await;
+                return;
+            }
+            delay = if began.elapsed() > HEALTHY { Duration::ZERO } else { (delay * 2).clamp(FIRST_DELAY, LONGEST_DELAY) };
+            tracing::warn!(daemon = self.name, %status, delay_ms = delay.as_millis(), "ended unexpectedly; starting it again");
+            tokio::select! {
+                // Both are plain waits.
+                () = tokio::time::sleep(delay) => {}
+                () = shutdown.wait() => {}
+            }
+        }
+        let _ = fs::remove_file(&self.notify_path);
+    }
+
+    fn spawn(&self) -> std::io::Result<Child> {
+        let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.arguments)
+            .env("NOTIFY_SOCKET", &self.notify_path)
+            .stdin(Stdio::null())
+            .stdout(Stdio::from(log.try_clone()?))
+            .stderr(Stdio::from(log))
+            .kill_on_drop(true);
+        crate::cli::platform::die_with_parent(&mut command);
+        command.spawn()
+    }
+
+    async fn stop(&self, child: &mut Child) -> std::io::Result<ExitStatus> {
+        tokio::time::sleep(self.stop_delay).await;
+        if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        }
+        match tokio::time::timeout(GRACE, child.wait()).await {
+            Ok(status) => status,
+            Err(_) => {
+                tracing::warn!(daemon = self.name, "did not end in ten seconds; killed");
+                child.kill().await?;
+                child.wait().await
+            }
+        }
+    }
+
+    /// A daemon that never came up: its last log line is the reason, its exit code ours.
+    fn failure(&self, failure: Failure, status: &str) -> Fatal {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("(empty log)");
+        Fatal::new(failure, format!("{} {status}: {last} (log: {})", self.name, self.log.display()))
+    }
+}
+
+const FIRST_DELAY: Duration = Duration::from_millis(50);
+
+fn describe(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt as _;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("ended with code {code}"),
+        (None, signal) => format!("was killed by signal {}", signal.unwrap_or(0)),
+    }
+}
+
+/// Where a daemon's log lies.
+pub(super) fn log_path(config: &Config, name: &str) -> PathBuf {
+    Path::new(&config.paths.log).join(format!("{name}.log"))
+}
