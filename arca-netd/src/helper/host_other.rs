@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Platforms on which the helper is a virtual machine with an uplink of its own.
+
+use std::path::Path;
+
+use super::Uplink;
+use crate::error::{Error, Result};
+
+/// # Errors
+/// Always: there is no network namespace to connect.
+pub async fn connect(_uplink: Uplink, _netns: &Path) -> Result<()> {
+    Err(Error::Unsupported("a helper in a network namespace is not supported on this platform".into()))
+}
+
+/// # Errors
+/// Never.
+pub async fn disconnect() -> Result<()> {
+    Ok(())
+}

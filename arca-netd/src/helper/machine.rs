@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The real helper machine, through arca-machine.
+
+use std::{path::PathBuf, time::Duration};
+
+use arca_daemon::config::Config;
+use arca_machine::{Adoption, HelperSpec, Kind, Machine, Machines};
+use async_trait::async_trait;
+use tokio::sync::Mutex;
+
+use super::{Boot, Booted, Uplink, host};
+use crate::error::{Error, Result};
+
+/// How long the helper may take to stop by itself.
+const GRACE: Duration = Duration::from_secs(5);
+/// From spawn to READY. A TCG virtual machine on a busy host is the slowest case.
+const READY: Duration = Duration::from_secs(30);
+
+/// Launches, adopts and ends the helper machine.
+#[derive(Debug)]
+pub struct HelperMachine {
+    machines: Machines,
+    spec: HelperSpec,
+    uplink: Uplink,
+    running: Mutex<Option<Machine>>,
+}
+
+impl HelperMachine {
+    /// As the configuration says.
+    ///
+    /// # Errors
+    /// If this platform cannot make machines.
+    pub fn new(config: &Config, system_id: &str, uplink: Uplink) -> Result<Self> {
+        let machines = Machines::new(Kind::Namespace).map_err(failed)?;
+        let data = config.paths.helper_data();
+        let spec = HelperSpec {
+            id: format!("arca-helper-{}", &system_id.get(..8).unwrap_or(system_id)),
+            root: config.helper_root.clone(),
+            data_directory: data.join("state"),
+            socket_directory: config.paths.helper_sockets(),
+            state_directory: data.join("machine"),
+            guest_directory: config.guest_directory.clone(),
+            environment: Vec::new(),
+            log_level: config.log_level.clone(),
+            ready_timeout: READY,
+        };
+        Ok(Self { machines, spec, uplink, running: Mutex::new(None) })
+    }
+
+    /// Takes hold of a machine that runs, without launching one; for ending it.
+    ///
+    /// # Errors
+    /// If its record cannot be read.
+    pub async fn adopt(&self) -> Result<()> {
+        match self.machines.adopt(&self.spec.state_directory).await.map_err(failed)? {
+            Adoption::Running(machine) | Adoption::Unresponsive(machine) => *self.running.lock().await = Some(machine),
+            Adoption::Gone(Some(record)) => self.machines.sweep(&record).await.map_err(failed)?,
+            Adoption::Gone(None) => {}
+        }
+        Ok(())
+    }
+
+    async fn adopt_or_launch(&self) -> Result<(Machine, bool)> {
+        match self.machines.adopt(&self.spec.state_directory).await.map_err(failed)? {
+            Adoption::Running(machine) => return Ok((machine, true)),
+            // Its supervisor may just be restarting the agent; but then the machine would have answered soon, and
+            // a helper nobody can reach is worth less than a second without one.
+            Adoption::Unresponsive(machine) => machine.destroy(GRACE).await.map_err(failed)?,
+            Adoption::Gone(Some(record)) => self.machines.sweep(&record).await.map_err(failed)?,
+            Adoption::Gone(None) => {}
+        }
+        if !self.spec.root.is_dir() {
+            return Err(Error::Failed(format!(
+                "no helper image at {} (build it with `./dev helper-image`, or set helperRoot)",
+                self.spec.root.display()
+            )));
+        }
+        Ok((self.machines.launch_helper(&self.spec).await.map_err(failed)?, false))
+    }
+
+    fn netns(machine: &Machine) -> Result<PathBuf> {
+        machine.netns_path().ok_or_else(|| Error::Failed("the helper machine has no network namespace here".into()))
+    }
+}
+
+/// arca-machine's errors carry their cause as a source; the text should not lose it.
+fn failed(error: arca_machine::MachineError) -> Error {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(source) = cause {
+        text = format!("{text}: {source}");
+        cause = source.source();
+    }
+    Error::Failed(text)
+}
+
+#[async_trait]
+impl Boot for HelperMachine {
+    async fn up(&self) -> Result<Booted> {
+        let (machine, adopted) = self.adopt_or_launch().await?;
+        if let Err(error) = host::connect(self.uplink, &Self::netns(&machine)?).await {
+            if !adopted && let Err(worse) = machine.destroy(GRACE).await {
+                tracing::warn!(error = %failed(worse), "helper machine without uplink could not be ended");
+            }
+            return Err(error);
+        }
+        let booted = Booted { address: machine.address().clone(), adopted };
+        *self.running.lock().await = Some(machine);
+        Ok(booted)
+    }
+
+    async fn ended(&self) {
+        let machine = self.running.lock().await.clone();
+        match machine {
+            Some(machine) => machine.wait_exit().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn down(&self) -> Result<()> {
+        let machine = self.running.lock().await.take();
+        let ended = match machine {
+            Some(machine) => machine.destroy(GRACE).await.map_err(failed),
+            None => Ok(()),
+        };
+        host::disconnect().await.and(ended)
+    }
+
+    fn is_on_this_kernel(&self) -> bool {
+        cfg!(target_os = "linux")
+    }
+}

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The helper machine's life: adopted if it runs, launched if not, launched again when it dies.
+//!
+//! ```text
+//!  Starting --machine ready, uplink made--> Running --agent took Configure--> up
+//!      ^                                       |
+//!      +-------------- back-off <--------------+  machine ended, or the agent was away for too long
+//! ```
+//!
+//! A restart of arca-netd restarts nothing: [`Boot::up`] adopts. What the machine really is hides behind [`Boot`];
+//! [`machine`] is the real one, tests bring their own.
+
+pub mod machine;
+pub mod uplink;
+
+#[cfg(target_os = "linux")]
+#[path = "host_linux.rs"]
+pub mod host;
+#[cfg(not(target_os = "linux"))]
+#[path = "host_other.rs"]
+pub mod host;
+
+use std::{sync::Arc, time::Instant};
+
+use arca_proto::{dial::Address, helper::v1::ConfigureRequest};
+use async_trait::async_trait;
+use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
+
+use crate::{
+    error::{Error, Result},
+    peers::backoff::Backoff,
+};
+pub use uplink::Uplink;
+
+/// A helper that can be dialled.
+#[derive(Clone, Debug)]
+pub struct HelperUp {
+    /// How.
+    pub address: Address,
+    /// What its agent is configured with.
+    pub configure: ConfigureRequest,
+    /// When its start began.
+    since: Instant,
+    /// It was running already.
+    adopted: bool,
+}
+
+/// Makes the helper machine. Called by one task at a time.
+#[async_trait]
+pub trait Boot: Send + Sync + std::fmt::Debug {
+    /// Adopts or launches the machine and makes its uplink. On failure nothing new remains.
+    async fn up(&self) -> Result<Booted>;
+    /// Returns when the machine that `up` gave has ended.
+    async fn ended(&self);
+    /// Ends it and undoes what `up` changed on the host.
+    async fn down(&self) -> Result<()>;
+    /// Whether the helper's uplink is on this kernel, so that nftables can redirect to it.
+    fn is_on_this_kernel(&self) -> bool;
+}
+
+/// What [`Boot::up`] gives.
+#[derive(Clone, Debug)]
+pub struct Booted {
+    /// How the machine is dialled.
+    pub address: Address,
+    /// It was running already.
+    pub adopted: bool,
+}
+
+#[derive(Clone, Debug)]
+enum State {
+    Starting,
+    Running(HelperUp),
+    Down(String),
+}
+
+/// The helper machine as the rest of arca-netd sees it.
+#[derive(Debug)]
+pub struct Helper {
+    boot: Arc<dyn Boot>,
+    uplink: Uplink,
+    system_id: String,
+    forwarders: Vec<String>,
+    state: watch::Sender<State>,
+    /// Milliseconds from start to the first answered Configure; 0 before.
+    boot_ms: watch::Sender<u64>,
+    restart: Notify,
+    stop: mpsc::Sender<oneshot::Sender<Result<()>>>,
+    stops: Mutex<mpsc::Receiver<oneshot::Sender<Result<()>>>>,
+}
+
+impl Helper {
+    /// A handle; nothing happens before [`Helper::run`].
+    #[must_use]
+    pub fn new(boot: Arc<dyn Boot>, uplink: Uplink, system_id: String, forwarders: Vec<String>) -> Self {
+        let (stop, stops) = mpsc::channel(1);
+        Self {
+            stop,
+            stops: Mutex::new(stops),
+            boot,
+            uplink,
+            system_id,
+            forwarders,
+            state: watch::Sender::new(State::Starting),
+            boot_ms: watch::Sender::new(0),
+            restart: Notify::new(),
+        }
+    }
+
+    /// The uplink network.
+    #[must_use]
+    pub fn uplink(&self) -> Uplink {
+        self.uplink
+    }
+
+    /// See [`Boot::is_on_this_kernel`].
+    #[must_use]
+    pub fn is_on_this_kernel(&self) -> bool {
+        self.boot.is_on_this_kernel()
+    }
+
+    /// Keeps the machine running until it is told to stop. Dropping the future leaves the machine as it is.
+    pub async fn run(&self) {
+        let mut stops = self.stops.lock().await;
+        let mut backoff = Backoff::default();
+        loop {
+            self.state.send_replace(State::Starting);
+            let since = Instant::now();
+            match self.boot.up().await {
+                Ok(booted) => {
+                    tracing::info!(address = %booted.address, adopted = booted.adopted, "helper machine runs");
+                    self.state.send_replace(State::Running(self.up(booted, since)));
+                    tokio::select! {
+                        // All cancel-safe: waiting changes nothing, and an order not received stays queued.
+                        () = self.boot.ended() => tracing::error!("helper machine has ended; starting it again"),
+                        () = self.restart.notified() => {
+                            if let Err(error) = self.boot.down().await {
+                                tracing::warn!(%error, "helper machine was not taken down cleanly");
+                            }
+                        }
+                        Some(answer) = stops.recv() => {
+                            stops.close();
+                            return self.obey(answer).await;
+                        }
+                    }
+                    self.state.send_replace(State::Down("the helper machine has ended".into()));
+                    if since.elapsed().as_secs() > 10 {
+                        backoff.reset();
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%error, "helper machine does not start; trying again");
+                    self.state.send_replace(State::Down(error.to_string()));
+                }
+            }
+            tokio::select! {
+                // Cancel-safe, as above.
+                () = tokio::time::sleep(backoff.pause()) => {}
+                Some(answer) = stops.recv() => {
+                            stops.close();
+                            return self.obey(answer).await;
+                        }
+            }
+        }
+    }
+
+    async fn obey(&self, answer: oneshot::Sender<Result<()>>) {
+        self.state.send_replace(State::Down("stopped".into()));
+        let down = self.boot.down().await;
+        tracing::info!(clean = down.is_ok(), "helper machine stopped on request");
+        // Whoever asked may have gone.
+        let _ = answer.send(down);
+    }
+
+    fn up(&self, booted: Booted, since: Instant) -> HelperUp {
+        let configure = ConfigureRequest {
+            system_id: self.system_id.clone(),
+            uplink_interface: uplink::HELPER_INTERFACE.into(),
+            router_address: self.uplink.with_length(self.uplink.router()),
+            next_hop: self.uplink.host().to_string(),
+            resolver_address: self.uplink.with_length(self.uplink.resolver()),
+            forwarders: self.forwarders.clone(),
+        };
+        HelperUp { address: booted.address, configure, since, adopted: booted.adopted }
+    }
+
+    /// Ends the machine for good and undoes what was changed on the host. Stopping twice is no error.
+    ///
+    /// # Errors
+    /// What could not be undone.
+    pub async fn stop(&self) -> Result<()> {
+        let (answer, answered) = oneshot::channel();
+        match self.stop.send(answer).await {
+            Ok(()) => answered.await.map_err(|_| Error::Failed("the helper machine's task has ended".into()))?,
+            // Closed: it was stopped before.
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Ends the machine; [`Helper::run`] starts it again.
+    pub fn restart(&self) {
+        self.restart.notify_one();
+    }
+
+    /// Waits until the machine can be dialled.
+    pub async fn wait_up(&self) -> HelperUp {
+        let mut states = self.state.subscribe();
+        loop {
+            if let State::Running(up) = &*states.borrow_and_update() {
+                return up.clone();
+            }
+            if states.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// The machine, if it can be dialled.
+    #[must_use]
+    pub fn current(&self) -> Option<HelperUp> {
+        match &*self.state.borrow() {
+            State::Running(up) => Some(up.clone()),
+            State::Starting | State::Down(_) => None,
+        }
+    }
+
+    /// The agent has taken its configuration.
+    pub fn configured(&self, up: &HelperUp) {
+        let elapsed = u64::try_from(up.since.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
+        self.boot_ms.send_if_modified(|ms| {
+            let first = *ms == 0 && !up.adopted;
+            if first {
+                *ms = elapsed;
+                tracing::info!(boot_ms = elapsed, "helper machine booted and configured");
+            }
+            first
+        });
+    }
+
+    /// Milliseconds from launch to the first answered Configure; 0 if adopted or not there yet.
+    #[must_use]
+    pub fn boot_ms(&self) -> u64 {
+        *self.boot_ms.borrow()
+    }
+
+    /// "up", "starting", or "down: why".
+    #[must_use]
+    pub fn state_text(&self) -> String {
+        match &*self.state.borrow() {
+            State::Starting => "starting".into(),
+            State::Running(_) => "up".into(),
+            State::Down(why) => format!("down: {why}"),
+        }
+    }
+}

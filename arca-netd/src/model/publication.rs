@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A published port: one load-balancer row, one or two host listeners.
+
+use std::{fmt, net::IpAddr};
+
+use serde::{Deserialize, Serialize};
+
+use super::ids::{EndpointId, PublicationId, WorkloadId};
+
+/// Transport protocol of a published port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// One bound host address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    /// Identifier in arca-relayd.
+    pub id: PublicationId,
+    /// Address bound.
+    pub host_ip: IpAddr,
+    /// Port bound.
+    pub host_port: u16,
+}
+
+/// A published port as stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Publication {
+    /// Identifier of the load-balancer row.
+    pub id: PublicationId,
+    /// Container.
+    pub workload: WorkloadId,
+    /// Endpoint it leads to: the one with the default route. None while the workload has no way out: the host port
+    /// stays reserved, as Docker keeps it for the next connect.
+    pub endpoint: Option<EndpointId>,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Port in the container.
+    pub container_port: u16,
+    /// Port at the router's uplink address, unique per protocol.
+    pub vip_port: u16,
+    /// Host listeners: `0.0.0.0` and `::`, or one.
+    pub listeners: Vec<Listener>,
+    /// Generation the helper's agent knows it by.
+    pub generation: u64,
+    /// Acknowledged to the client; a restart takes back what was not.
+    pub active: bool,
+}

@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The helper's agent: what is declared there, and what it observes.
+//!
+//! [`Agent::run`] is one task: it waits for the helper machine, configures, watches, makes a full sync, then takes
+//! observations until the watch stream ends, and starts again. Requests go beside it on the same channel; the gate
+//! keeps a full sync (which removes what it was not told) and single changes apart.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use arca_proto::{
+    dial, ports,
+    helper::v1::{self as proto, helper_client::HelperClient},
+    relay::v1::Carrier,
+};
+use tokio::{
+    sync::{Notify, RwLock, watch},
+    time::{Instant, timeout},
+};
+use tonic::transport::Channel;
+
+use super::{backoff::Backoff, objects};
+use crate::{
+    error::{Error, Result},
+    helper::{Helper, HelperUp},
+    model::{Endpoint, EndpointId, Phase},
+    store::Store,
+};
+
+type Client = HelperClient<Channel>;
+
+/// A full sync repairs at least this often what no event told of.
+const FULL_SYNC: Duration = Duration::from_secs(60);
+/// How long a request waits for a helper that is starting.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long the agent may be away before the helper machine is started anew.
+const LOST: Duration = Duration::from_secs(30);
+const WHO: &str = "arca-helper-agent";
+
+/// What the agent last said of each endpoint.
+pub type Observed = HashMap<String, proto::Observation>;
+
+/// Handle to the agent.
+#[derive(Debug)]
+pub struct Agent {
+    helper: Arc<Helper>,
+    store: Store,
+    carrier: Carrier,
+    client: watch::Sender<Option<Client>>,
+    observed: watch::Sender<Observed>,
+    gate: RwLock<()>,
+    kick: Notify,
+}
+
+impl Agent {
+    /// A handle; nothing happens before [`Agent::run`].
+    #[must_use]
+    pub fn new(helper: Arc<Helper>, store: Store, carrier: Carrier) -> Self {
+        Self {
+            helper,
+            store,
+            carrier,
+            client: watch::Sender::new(None),
+            observed: watch::Sender::new(Observed::new()),
+            gate: RwLock::new(()),
+            kick: Notify::new(),
+        }
+    }
+
+    /// Asks for a full sync soon.
+    pub fn kick(&self) {
+        self.kick.notify_one();
+    }
+
+    /// Whether the agent answers and was given everything.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.client.borrow().is_some()
+    }
+
+    /// What the agent last said of an endpoint.
+    #[must_use]
+    pub fn observation(&self, id: &EndpointId) -> Option<proto::Observation> {
+        self.observed.borrow().get(id.as_str()).cloned()
+    }
+
+    /// Keeps the connection and the helper's state. Ends only by being dropped.
+    pub async fn run(&self) {
+        let mut backoff = Backoff::default();
+        let mut lost_since: Option<Instant> = None;
+        loop {
+            let up = self.helper.wait_up().await;
+            let ended = self.session(&up, &mut backoff, &mut lost_since).await;
+            self.client.send_replace(None);
+            let since = *lost_since.get_or_insert_with(Instant::now);
+            let error = ended.err().map_or_else(|| "stream ended".to_owned(), |error| error.to_string());
+            tracing::warn!(%error, "helper agent is away; reconnecting");
+            if since.elapsed() > LOST {
+                tracing::error!("helper agent has been away for too long; the helper machine is started anew");
+                self.helper.restart();
+                lost_since = None;
+            }
+            tokio::time::sleep(backoff.pause()).await;
+        }
+    }
+
+    async fn session(&self, up: &HelperUp, backoff: &mut Backoff, lost: &mut Option<Instant>) -> Result<()> {
+        let mut client = HelperClient::new(dial::channel(&up.address, ports::HELPER));
+        // Watch first, then compare: what changes in between is seen.
+        client.configure(up.configure.clone()).await.map_err(Error::peer(WHO, "be configured"))?;
+        self.helper.configured(up);
+        let mut stream =
+            client.watch(proto::WatchRequest {}).await.map_err(Error::peer(WHO, "be watched"))?.into_inner();
+        self.pin_if_lost(&mut client).await?;
+        self.observed.send_modify(HashMap::clear);
+        self.full_sync(&mut client).await?;
+        self.client.send_replace(Some(client.clone()));
+        tracing::info!(helper = %up.address, "helper agent is connected and in sync");
+        backoff.reset();
+        *lost = None;
+        let mut next = Instant::now() + FULL_SYNC;
+        loop {
+            tokio::select! {
+                // Cancel-safe: tonic keeps a partly received message in the stream.
+                message = stream.message() => match message.map_err(Error::peer(WHO, "be watched"))? {
+                    Some(observation) => self.observe(observation),
+                    None => return Ok(()),
+                },
+                // Cancel-safe: a permit not taken stays.
+                () = self.kick.notified() => self.full_sync(&mut client).await?,
+                () = tokio::time::sleep_until(next) => {
+                    self.full_sync(&mut client).await?;
+                    next = Instant::now() + FULL_SYNC;
+                }
+            }
+        }
+    }
+
+    /// The whole desired state. Nothing single is applied meanwhile: what is not in the snapshot would be removed.
+    async fn full_sync(&self, client: &mut Client) -> Result<()> {
+        let _alone = self.gate.write().await;
+        let epoch = self.store.update(|draft| Ok::<_, Error>(draft.next_generation())).await?;
+        let objects = objects::desired(&self.store.state(), self.carrier);
+        let count = objects.len();
+        let item = |kind| proto::SyncItem { kind: Some(kind) };
+        let items = std::iter::once(item(proto::sync_item::Kind::Epoch(epoch)))
+            .chain(objects.into_iter().map(move |object| item(proto::sync_item::Kind::Object(object))))
+            .chain(std::iter::once(item(proto::sync_item::Kind::End(proto::SyncEnd {}))));
+        let items: Vec<_> = items.collect();
+        let answer =
+            client.sync(tokio_stream::iter(items)).await.map_err(Error::peer(WHO, "take the full state"))?.into_inner();
+        tracing::debug!(
+            count,
+            inserted = answer.rows_inserted,
+            updated = answer.rows_updated,
+            deleted = answer.rows_deleted,
+            "full sync with the helper agent"
+        );
+        answer.observations.into_iter().for_each(|observation| self.observe(observation));
+        Ok(())
+    }
+
+    /// A helper without any endpoint while some are active has lost its database: OVN would hand out addresses anew,
+    /// first come first served. The ones in use are then pinned.
+    async fn pin_if_lost(&self, client: &mut Client) -> Result<()> {
+        let active = |endpoint: &Endpoint| endpoint.phase == Phase::Active && endpoint.place.is_some();
+        if !self.store.state().endpoints.values().any(|endpoint| active(endpoint)) {
+            return Ok(());
+        }
+        let status =
+            client.get_status(proto::GetStatusRequest {}).await.map_err(Error::peer(WHO, "tell its status"))?;
+        if status.into_inner().endpoints > 0 {
+            return Ok(());
+        }
+        tracing::warn!("the helper knows no endpoint; addresses in use are pinned");
+        self.store
+            .update(move |draft| {
+                let ids: Vec<_> = draft.endpoints.values().filter(|e| active(e)).map(|e| e.id.clone()).collect();
+                for id in ids {
+                    let generation = draft.next_generation();
+                    draft.edit_endpoint(&id, |endpoint| {
+                        endpoint.pinned = true;
+                        endpoint.generation = generation;
+                    });
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    fn observe(&self, observation: proto::Observation) {
+        let Some(key) = observation.key.clone() else { return };
+        if !observation.error.is_empty() {
+            tracing::warn!(kind = key.kind().as_str_name(), id = key.id, error = observation.error, "helper object");
+        }
+        if key.kind() != proto::ObjectKind::Endpoint {
+            return;
+        }
+        self.observed.send_modify(|observed| {
+            if observation.removed {
+                observed.remove(&key.id);
+            } else {
+                observed.insert(key.id, observation);
+            }
+        });
+    }
+
+    /// The connected client, waiting for a helper that is on its way.
+    async fn client(&self) -> Result<Client> {
+        let mut clients = self.client.subscribe();
+        let ready = timeout(PATIENCE, clients.wait_for(Option::is_some)).await;
+        match ready {
+            Ok(Ok(client)) => client.clone().ok_or_else(|| self.away()),
+            Ok(Err(_)) | Err(_) => Err(self.away()),
+        }
+    }
+
+    fn away(&self) -> Error {
+        Error::Unavailable(format!("the helper machine is not available ({})", self.helper.state_text()))
+    }
+
+    /// Declares and withdraws single objects, and gives what the agent says of them.
+    ///
+    /// # Errors
+    /// If the agent is away or refuses the call; objects' own errors are in the observations.
+    pub async fn apply(
+        &self,
+        put: Vec<proto::Object>,
+        remove: Vec<proto::ObjectKey>,
+    ) -> Result<Vec<proto::Observation>> {
+        let mut client = self.client().await?;
+        let _shared = self.gate.read().await;
+        let request = proto::ApplyRequest { put, remove };
+        let answer = client.apply(request).await.map_err(Error::peer(WHO, "apply a change"))?.into_inner();
+        answer.observations.iter().cloned().for_each(|observation| self.observe(observation));
+        Ok(answer.observations)
+    }
+
+    /// As [`Agent::apply`], without waiting for an agent that is away: the next full sync does it then.
+    pub async fn apply_if_ready(
+        &self,
+        put: Vec<proto::Object>,
+        remove: Vec<proto::ObjectKey>,
+    ) -> Result<Vec<proto::Observation>> {
+        if !self.is_ready() {
+            return Ok(Vec::new());
+        }
+        self.apply(put, remove).await
+    }
+
+    /// Waits until the agent said something of `id`, at `generation` or later, that `enough` accepts or that is an
+    /// error.
+    ///
+    /// # Errors
+    /// After `limit`.
+    pub async fn wait(
+        &self,
+        id: &EndpointId,
+        generation: u64,
+        limit: Duration,
+        enough: impl Fn(&proto::Observation) -> bool,
+    ) -> Result<proto::Observation> {
+        let mut observed = self.observed.subscribe();
+        let fits = |observation: &proto::Observation| {
+            let current = observation.key.as_ref().is_none_or(|key| key.generation >= generation);
+            current && (!observation.error.is_empty() || enough(observation))
+        };
+        let seen = timeout(limit, observed.wait_for(|all| all.get(id.as_str()).is_some_and(fits))).await;
+        match seen {
+            Ok(Ok(all)) => all.get(id.as_str()).cloned().ok_or_else(|| self.away()),
+            Ok(Err(_)) => Err(self.away()),
+            Err(_) => Err(Error::Failed(format!(
+                "nothing was heard from OVN within {} s (is ovn-northd or ovn-controller down?)",
+                limit.as_secs()
+            ))),
+        }
+    }
+}

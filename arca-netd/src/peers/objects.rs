@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Domain types as the helper's agent wants them declared.
+
+use arca_proto::{helper::v1 as proto, relay::v1 as relay};
+
+use crate::{
+    model::{Endpoint, Kind, Network, Phase, Protocol, Publication},
+    names,
+    store::State,
+};
+
+/// A network.
+#[must_use]
+pub fn network(network: &Network) -> proto::Object {
+    let range = |(first, last): &(std::net::Ipv4Addr, std::net::Ipv4Addr)| {
+        if first == last { first.to_string() } else { format!("{first}..{last}") }
+    };
+    let v4 = network.v4.as_ref();
+    let v6 = network.v6.as_ref();
+    let kind = proto::object::Kind::Network(proto::Network {
+        id: network.id.to_string(),
+        name: network.name().to_owned(),
+        subnet_v4: v4.map(|pool| pool.subnet.to_string()).unwrap_or_default(),
+        gateway_v4: v4.map(|pool| pool.gateway.to_string()).unwrap_or_default(),
+        exclude_v4: v4.map(|pool| pool.exclude.iter().map(range).collect()).unwrap_or_default(),
+        subnet_v6: v6.map(|pool| pool.subnet.to_string()).unwrap_or_default(),
+        gateway_v6: v6.map(|pool| pool.gateway.to_string()).unwrap_or_default(),
+        internal: network.spec.internal,
+        inter_container: network.inter_container,
+        masquerade: network.masquerade && !network.spec.internal,
+        dns: network.dns,
+        mtu: network.mtu,
+    });
+    proto::Object { generation: network.generation, kind: Some(kind) }
+}
+
+/// An endpoint; none if it has no interface.
+#[must_use]
+pub fn endpoint(endpoint: &Endpoint, network: &Network, carrier: relay::Carrier) -> Option<proto::Object> {
+    let place = endpoint.place.as_ref()?;
+    let hostname = [&endpoint.hostname, &endpoint.workload_name].into_iter().find(|name| !name.is_empty());
+    let kind = proto::object::Kind::Endpoint(proto::Endpoint {
+        id: endpoint.id.to_string(),
+        network_id: endpoint.network.to_string(),
+        link: place.link.get(),
+        mac: place.mac.to_string(),
+        static_v4: endpoint.fixed_v4().map(|address| address.to_string()).unwrap_or_default(),
+        static_v6: endpoint.fixed_v6().map(|address| address.to_string()).unwrap_or_default(),
+        names: names::dns_names(endpoint, network),
+        hostname: hostname.cloned().unwrap_or_default(),
+        carrier: carrier.into(),
+        machine_id: place.machine.as_str().to_owned(),
+    });
+    Some(proto::Object { generation: endpoint.generation, kind: Some(kind) })
+}
+
+/// A published port; none while it leads nowhere.
+#[must_use]
+pub fn published_port(publication: &Publication) -> Option<proto::Object> {
+    let kind = proto::object::Kind::PublishedPort(proto::PublishedPort {
+        id: publication.id.to_string(),
+        endpoint_id: publication.endpoint.as_ref()?.to_string(),
+        protocol: protocol(publication.protocol).into(),
+        vip_port: publication.vip_port.into(),
+        target_port: publication.container_port.into(),
+    });
+    Some(proto::Object { generation: publication.generation, kind: Some(kind) })
+}
+
+/// A key to withdraw an object by.
+#[must_use]
+pub fn key(kind: proto::ObjectKind, id: &str, generation: u64) -> proto::ObjectKey {
+    proto::ObjectKey { kind: kind.into(), id: id.into(), generation }
+}
+
+/// On the wire.
+#[must_use]
+pub fn protocol(protocol: Protocol) -> relay::Protocol {
+    match protocol {
+        Protocol::Tcp => relay::Protocol::Tcp,
+        Protocol::Udp => relay::Protocol::Udp,
+    }
+}
+
+/// Everything the helper should hold: networks, then what stands on them. Endpoints on their way belong to it, those
+/// being removed do not.
+#[must_use]
+pub fn desired(state: &State, carrier: relay::Carrier) -> Vec<proto::Object> {
+    let networks = state.networks.values().filter(|n| n.kind == Kind::Ovs).map(|n| network(n));
+    let endpoints = state
+        .endpoints
+        .values()
+        .filter(|e| e.phase != Phase::Removing)
+        .filter_map(|e| endpoint(e, state.networks.get(&e.network)?, carrier));
+    let ports = state.publications.values().filter_map(|p| published_port(p));
+    networks.chain(endpoints).chain(ports).collect()
+}

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `POST /networks/create`, whole: checks in moby's order, then the network with its pools.
+
+use ipnet::Ipv4Net;
+
+use super::{
+    ipam::{self, OVERLAP, Pools},
+    options::{self, parse_bool},
+};
+use crate::{
+    error::{Error, Result},
+    model::{Kind, Network, NetworkId, PoolV6, ShownPool, Spec},
+    pools::{self, AddressPool},
+    store::State,
+};
+
+/// What a network is made with besides the request.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Identifier of the new network.
+    pub id: NetworkId,
+    /// Nanoseconds since the Unix epoch.
+    pub now_ns: i64,
+    /// Bits for a unique local prefix.
+    pub random: [u8; 7],
+    /// Where subnets nobody named come from.
+    pub pools: Vec<AddressPool>,
+    /// Routes and nameservers of the host.
+    pub host: Vec<Ipv4Net>,
+    /// The helper's uplink range: no network may have it.
+    pub uplink: Ipv4Net,
+    /// What "" and "bridge" mean.
+    pub default_kind: DefaultKind,
+}
+
+/// Backend of networks that name none (config `networkBackend`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DefaultKind {
+    /// OVN.
+    Ovs,
+    /// The platform's native switch.
+    Vmnet,
+}
+
+/// Checks `spec` against `state` and makes the network. `generation` of the result is 0.
+///
+/// # Errors
+/// Docker's refusals.
+pub fn network(mut spec: Spec, state: &State, context: &Context) -> Result<Network> {
+    if spec.name.trim().is_empty() {
+        return Err(Error::Invalid("invalid name: name is empty".into()));
+    }
+    if matches!(spec.name.as_str(), "bridge" | "host" | "none" | "default") {
+        return Err(Error::Forbidden(format!("operation is not permitted on predefined {} network ", spec.name)));
+    }
+    if state.networks.values().any(|network| network.name() == spec.name) {
+        return Err(Error::Conflict(format!("network with name {} already exists", spec.name)));
+    }
+    let mut kind = kind_of(&mut spec, context.default_kind)?;
+    if spec.scope == "swarm" {
+        return Err(Error::Forbidden("cannot create a swarm scoped network when swarm is not active".into()));
+    }
+    if spec.ingress {
+        return Err(Error::Forbidden("Ingress network can only be global scope network".into()));
+    }
+    if spec.scope.is_empty() {
+        spec.scope = "local".into();
+    }
+    if !matches!(spec.ipam_driver.as_str(), "" | "default") {
+        return Err(Error::NotFound(format!("plugin \"{}\" not found", spec.ipam_driver)));
+    }
+    copy_configuration(&mut spec, state)?;
+    let enable_ipv4 = switch(spec.enable_ipv4, "com.docker.network.enable_ipv4", &spec, true)?;
+    let enable_ipv6 = switch(spec.enable_ipv6, "com.docker.network.enable_ipv6", &spec, false)?;
+    if !enable_ipv4 && !enable_ipv6 {
+        return Err(Error::Invalid("IPv4 or IPv6 must be enabled".into()));
+    }
+    let mut found = ipam::check(&spec.ipam_pools, enable_ipv6)?;
+    let checked = options::check(&spec.options, spec.internal)?;
+    let mut shown_pools = spec.ipam_pools.clone();
+    if spec.config_only {
+        kind = Kind::Config;
+        spec.driver = "null".into();
+        found = Pools::default();
+    } else {
+        complete(&mut found, &mut shown_pools, (enable_ipv4, enable_ipv6), state, context)?;
+    }
+    Ok(Network {
+        id: context.id.clone(),
+        spec,
+        created_at_ns: context.now_ns,
+        kind,
+        v4: found.v4,
+        v6: found.v6,
+        shown_pools,
+        enable_ipv4,
+        enable_ipv6,
+        dns: kind == Kind::Ovs,
+        mtu: checked.mtu,
+        inter_container: checked.inter_container,
+        masquerade: checked.masquerade,
+        predefined: false,
+        generation: 0,
+    })
+}
+
+/// Which backend the driver means; sets the driver's shown name.
+fn kind_of(spec: &mut Spec, default_kind: DefaultKind) -> Result<Kind> {
+    match spec.driver.as_str() {
+        "" | "bridge" | "default" => {
+            spec.driver = "bridge".into();
+            match default_kind {
+                DefaultKind::Ovs => Ok(Kind::Ovs),
+                DefaultKind::Vmnet => Err(not_yet("vmnet")),
+            }
+        }
+        "ovs" => Ok(Kind::Ovs),
+        driver @ ("host" | "null") => {
+            Err(Error::Forbidden(format!("only one instance of \"{driver}\" network is allowed")))
+        }
+        driver @ ("vmnet" | "overlay" | "macvlan" | "ipvlan") => Err(not_yet(driver)),
+        driver => Err(Error::NotFound(format!("plugin \"{driver}\" not found"))),
+    }
+}
+
+fn not_yet(driver: &str) -> Error {
+    Error::Unsupported(format!("network driver \"{driver}\" is not supported yet; use the ovs backend (driver bridge)"))
+}
+
+fn copy_configuration(spec: &mut Spec, state: &State) -> Result<()> {
+    if spec.config_from.is_empty() {
+        return Ok(());
+    }
+    let from = state.networks.values().find(|network| network.name() == spec.config_from);
+    let Some(from) = from.filter(|network| network.kind == Kind::Config) else {
+        return Err(Error::NotFound(format!("configuration network \"{}\" does not exist", spec.config_from)));
+    };
+    if !spec.ipam_pools.is_empty() || !spec.options.is_empty() || spec.enable_ipv6 == Some(true) {
+        return Err(Error::Forbidden(
+            "user specified configurations are not supported if the network depends on a configuration network".into(),
+        ));
+    }
+    spec.ipam_pools.clone_from(&from.spec.ipam_pools);
+    spec.ipam_options.clone_from(&from.spec.ipam_options);
+    spec.options.clone_from(&from.spec.options);
+    spec.enable_ipv6 = from.spec.enable_ipv6;
+    for (key, value) in &from.spec.labels {
+        spec.labels.entry(key.clone()).or_insert_with(|| value.clone());
+    }
+    Ok(())
+}
+
+fn switch(field: Option<bool>, key: &str, spec: &Spec, default: bool) -> Result<bool> {
+    match (field, spec.options.get(key)) {
+        (Some(value), _) => Ok(value),
+        (None, Some(text)) => {
+            parse_bool(text).ok_or_else(|| Error::Invalid(format!("driver-opt \"{key}\" is not a valid bool")))
+        }
+        (None, None) => Ok(default),
+    }
+}
+
+/// Drops what is switched off, refuses overlaps, allocates what was not given.
+fn complete(
+    found: &mut Pools,
+    shown: &mut Vec<ShownPool>,
+    (enable_ipv4, enable_ipv6): (bool, bool),
+    state: &State,
+    context: &Context,
+) -> Result<()> {
+    if !enable_ipv4 {
+        found.v4 = None;
+    }
+    let mut taken: Vec<Ipv4Net> = state.networks.values().filter_map(|n| n.v4.as_ref()).map(|v4| v4.subnet).collect();
+    taken.push(context.uplink);
+    if let Some(v4) = &found.v4 {
+        if taken.iter().any(|net| pools::overlap(net, &v4.subnet)) {
+            return Err(Error::Forbidden(OVERLAP.into()));
+        }
+    } else if enable_ipv4 {
+        taken.extend(&context.host);
+        let subnet = pools::first_free(&context.pools, &taken)
+            .ok_or_else(|| Error::Invalid("all predefined address pools have been fully subnetted".into()))?;
+        let pool = ipam::default_v4(subnet, ipam::first_host(subnet), false);
+        shown.push(shown_pool(&subnet, &pool.gateway));
+        found.v4 = Some(pool);
+    }
+    if let Some(v6) = &found.v6 {
+        let others = state.networks.values().filter_map(|n| n.v6.as_ref());
+        if others.into_iter().any(|other| pools::overlap_v6(&other.subnet, &v6.subnet)) {
+            return Err(Error::Forbidden(OVERLAP.into()));
+        }
+    } else if enable_ipv6 {
+        let subnet = pools::unique_local(context.random);
+        let pool = PoolV6 { subnet, gateway: ipam::first_host_v6(subnet), user_defined: false };
+        shown.push(shown_pool(&subnet, &pool.gateway));
+        found.v6 = Some(pool);
+    }
+    Ok(())
+}
+
+fn shown_pool(subnet: &impl ToString, gateway: &impl ToString) -> ShownPool {
+    ShownPool { subnet: subnet.to_string(), gateway: gateway.to_string(), ..ShownPool::default() }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Endpoint settings of connect and of container start (Docker API, "connect").
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use arca_proto::dial::Address;
+
+use super::joined;
+use crate::{
+    error::{Error, Result},
+    model::{Kind, MacAddr, MachineId, Network, WorkloadId},
+    store::State,
+};
+
+/// An attachment as asked for: identifiers are valid, the rest is the client's text.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Network: id, name or id prefix.
+    pub network: String,
+    /// Machine and how to reach it; only networks with an interface need it.
+    pub machine: Option<(MachineId, Address)>,
+    /// Container.
+    pub workload: WorkloadId,
+    /// Its name.
+    pub workload_name: String,
+    /// Its host name.
+    pub hostname: String,
+    /// `--network-alias`.
+    pub aliases: Vec<String>,
+    /// `--ip`.
+    pub ipv4: String,
+    /// `--ip6`.
+    pub ipv6: String,
+    /// `--link-local-ip`.
+    pub link_local: Vec<String>,
+    /// `--mac-address`.
+    pub mac: String,
+    /// `gw-priority`.
+    pub gateway_priority: i32,
+    /// `driver-opt`.
+    pub driver_options: BTreeMap<String, String>,
+}
+
+/// What of it needed parsing.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// `--ip`.
+    pub v4: Option<Ipv4Addr>,
+    /// `--ip6`.
+    pub v6: Option<Ipv6Addr>,
+    /// `--mac-address`.
+    pub mac: Option<MacAddr>,
+    /// Interface name asked for.
+    pub interface: Option<String>,
+}
+
+const IFNAME: &str = "com.docker.network.endpoint.ifname";
+
+/// Checks an attachment against the network and what is attached already.
+///
+/// # Errors
+/// 400, 403 or 501 in Docker's words.
+pub fn check(network: &Network, state: &State, wanted: &Wanted) -> Result<Checked> {
+    company(network, state, wanted)?;
+    let mut faults = Vec::new();
+    let v4 = parse::<Ipv4Addr>(&wanted.ipv4, "IPv4", &mut faults);
+    let v6 = parse::<Ipv6Addr>(&wanted.ipv6, "IPv6", &mut faults);
+    for text in &wanted.link_local {
+        if text.parse::<std::net::IpAddr>().is_err() {
+            faults.push(format!("invalid link-local IP address: {text}"));
+        }
+    }
+    if network.predefined {
+        if v4.is_some() || v6.is_some() {
+            faults.push("user specified IP address is supported on user defined networks only".into());
+        }
+        if !wanted.aliases.is_empty() {
+            faults.push("network-scoped alias is supported only for containers in user defined networks".into());
+        }
+    } else {
+        if let Some(address) = v4 {
+            let pool = network.v4.as_ref().filter(|pool| pool.user_defined);
+            faults.extend(outside(address, pool.map(|pool| pool.subnet.contains(&address))));
+        }
+        if let Some(address) = v6 {
+            let pool = network.v6.as_ref().filter(|pool| pool.user_defined);
+            faults.extend(outside(address, pool.map(|pool| pool.subnet.contains(&address))));
+        }
+    }
+    if !faults.is_empty() {
+        return Err(Error::Invalid(joined("invalid endpoint settings:", &faults)));
+    }
+    let mac = match wanted.mac.as_str() {
+        "" => None,
+        text => Some(text.parse::<MacAddr>().map_err(|error| Error::Invalid(error.to_string()))?),
+    };
+    if !wanted.link_local.is_empty() {
+        return Err(Error::Unsupported("link-local addresses are not supported yet".into()));
+    }
+    let interface = interface(wanted)?;
+    if v4.is_some_and(|address| is_taken_v4(network, state, address))
+        || v6.is_some_and(|address| is_taken_v6(network, state, address))
+    {
+        return Err(Error::Forbidden(ADDRESS_TAKEN.into()));
+    }
+    Ok(Checked { v4, v6, mac, interface })
+}
+
+/// 403 for an address that is somebody's, or the network's own.
+pub const ADDRESS_TAKEN: &str = "Address already in use";
+
+/// Which networks a workload may be on together.
+fn company(network: &Network, state: &State, wanted: &Wanted) -> Result<()> {
+    if network.kind == Kind::Config {
+        return Err(Error::Forbidden("cannot create endpoint on configuration-only network".into()));
+    }
+    let kinds = || state.endpoints_of_workload(&wanted.workload).filter_map(|e| state.networks.get(&e.network));
+    if kinds().any(|other| other.id == network.id) {
+        let name = &wanted.workload_name;
+        return Err(Error::Forbidden(format!(
+            "endpoint with name {name} already exists in network {}",
+            network.name()
+        )));
+    }
+    let others = kinds().next().is_some();
+    if kinds().any(|other| other.kind == Kind::Host) {
+        return Err(Error::Invalid(
+            "container sharing network namespace with another container or host cannot be connected to any other network"
+                .into(),
+        ));
+    }
+    if kinds().any(|other| other.kind == Kind::None) || (others && network.kind == Kind::None) {
+        return Err(Error::Invalid(
+            "container cannot be connected to multiple networks with one of the networks in private (none) mode".into(),
+        ));
+    }
+    if others && network.kind == Kind::Host {
+        return Err(Error::Invalid(
+            "cannot connect container to host network - container must be created in host network mode".into(),
+        ));
+    }
+    Ok(())
+}
+
+fn parse<T: std::str::FromStr>(text: &str, family: &str, faults: &mut Vec<String>) -> Option<T> {
+    if text.is_empty() {
+        return None;
+    }
+    let address = text.parse().ok();
+    if address.is_none() {
+        faults.push(format!("invalid {family} address: {text}"));
+    }
+    address
+}
+
+/// `inside` is none if the network has no subnet of the family that the user chose.
+fn outside(address: impl std::fmt::Display, inside: Option<bool>) -> Option<String> {
+    match inside {
+        None => Some(
+            "user specified IP address is supported only when connecting to networks with user configured subnets".into(),
+        ),
+        Some(false) => Some(format!("no configured subnet or ip-range contain the IP address {address}")),
+        Some(true) => None,
+    }
+}
+
+fn interface(wanted: &Wanted) -> Result<Option<String>> {
+    if wanted.driver_options.contains_key("com.docker.network.endpoint.sysctls") {
+        return Err(Error::Unsupported("driver option com.docker.network.endpoint.sysctls is not supported yet".into()));
+    }
+    let Some(name) = wanted.driver_options.get(IFNAME).filter(|name| !name.is_empty()) else { return Ok(None) };
+    // dev_valid_name() of Linux.
+    let valid = name.len() < 16 && !matches!(name.as_str(), "." | ".." | "lo") && !name.contains(['/', ':'])
+        && !name.chars().any(char::is_whitespace);
+    if valid { Ok(Some(name.clone())) } else { Err(Error::Invalid(format!("invalid interface name {name:?}"))) }
+}
+
+fn is_taken_v4(network: &Network, state: &State, address: Ipv4Addr) -> bool {
+    // Single excluded addresses are the gateway and auxiliary ones; one outside ip-range may be asked for.
+    let reserved = network.v4.as_ref().is_some_and(|pool| {
+        !pool.is_host(address) || pool.exclude.iter().any(|(first, last)| first == last && *first == address)
+    });
+    reserved
+        || state
+            .endpoints_of(&network.id)
+            .any(|e| e.static_v4 == Some(address) || e.address_v4.is_some_and(|net| net.addr() == address))
+}
+
+fn is_taken_v6(network: &Network, state: &State, address: Ipv6Addr) -> bool {
+    network.v6.as_ref().is_some_and(|pool| address == pool.gateway || address == pool.subnet.network())
+        || state
+            .endpoints_of(&network.id)
+            .any(|e| e.static_v6 == Some(address) || e.address_v6.is_some_and(|net| net.addr() == address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        model::ShownPool,
+        store::{Draft, State},
+        validate::create::tests::{context, make, spec},
+    };
+
+    fn wanted() -> Wanted {
+        Wanted {
+            network: "n".into(),
+            machine: None,
+            workload: WorkloadId::random().unwrap(),
+            workload_name: "np_r".into(),
+            hostname: String::new(),
+            aliases: Vec::new(),
+            ipv4: String::new(),
+            ipv6: String::new(),
+            link_local: Vec::new(),
+            mac: String::new(),
+            gateway_priority: 0,
+            driver_options: BTreeMap::new(),
+        }
+    }
+
+    fn with_subnet(subnet: &str) -> Network {
+        let mut spec = spec("np_s");
+        if !subnet.is_empty() {
+            spec.ipam_pools.push(ShownPool { subnet: subnet.into(), ..ShownPool::default() });
+        }
+        make(spec, &State::default()).unwrap()
+    }
+
+    fn refusal(network: &Network, wanted: &Wanted) -> String {
+        check(network, &State::default(), wanted).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn faults_are_told_in_dockers_words() {
+        let network = with_subnet("10.98.0.0/24");
+        let head = "invalid endpoint settings:\n";
+        let ip = |ipv4: &str| Wanted { ipv4: ipv4.into(), ..wanted() };
+        assert_eq!(refusal(&network, &ip("zz")), format!("{head}invalid IPv4 address: zz"));
+        assert_eq!(
+            refusal(&network, &ip("10.99.0.5")),
+            format!("{head}no configured subnet or ip-range contain the IP address 10.99.0.5")
+        );
+        assert_eq!(
+            refusal(&with_subnet(""), &ip("172.18.0.9")),
+            format!("{head}user specified IP address is supported only when connecting to networks with user configured subnets")
+        );
+        let two = Wanted { ipv6: "zz".into(), link_local: vec!["q".into()], ..wanted() };
+        assert_eq!(
+            refusal(&network, &two),
+            format!("{}\n* invalid IPv6 address: zz\n* invalid link-local IP address: q", head.trim_end())
+        );
+        assert_eq!(refusal(&network, &Wanted { mac: "zz".into(), ..wanted() }), "invalid MAC address zz");
+        for taken in ["10.98.0.0", "10.98.0.1", "10.98.0.255"] {
+            assert_eq!(refusal(&network, &ip(taken)), ADDRESS_TAKEN);
+        }
+        assert_eq!(check(&network, &State::default(), &ip("10.98.0.7")).unwrap().v4, Some(Ipv4Addr::new(10, 98, 0, 7)));
+    }
+
+    #[test]
+    fn predefined_networks_take_no_address_and_no_alias() {
+        let mut draft = Draft::new(State::default());
+        crate::predefined::ensure(&mut draft, &context()).unwrap();
+        let bridge = draft.find_network("bridge").unwrap();
+        let both = Wanted { ipv4: "172.17.0.9".into(), aliases: vec!["a".into()], ..wanted() };
+        assert_eq!(
+            refusal(bridge, &both),
+            "invalid endpoint settings:\n* user specified IP address is supported on user defined networks only\n\
+             * network-scoped alias is supported only for containers in user defined networks"
+        );
+    }
+}

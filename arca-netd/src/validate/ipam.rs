@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+//! IPAM entries of `POST /networks/create` (Docker API, "create: IPAM.Config").
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::joined;
+use crate::{
+    error::{Error, Result},
+    model::{PoolV4, PoolV6, ShownPool},
+};
+
+/// The entries, parsed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Pools {
+    /// IPv4, at most one: Docker's bridge driver takes no more.
+    pub v4: Option<PoolV4>,
+    /// IPv6.
+    pub v6: Option<PoolV6>,
+}
+
+struct Entry {
+    subnet: IpNet,
+    range: Option<IpNet>,
+    gateway: Option<IpAddr>,
+    auxiliary: Vec<(String, IpAddr)>,
+}
+
+/// Checks all entries and gives what they mean.
+///
+/// # Errors
+/// 400 with every fault in it; 403 for several subnets of one family; 500 for an auxiliary address that is taken.
+pub fn check(entries: &[ShownPool], enable_ipv6: bool) -> Result<Pools> {
+    let mut faults = Vec::new();
+    let mut parsed = Vec::new();
+    for entry in entries {
+        // An entry with nothing in it asks for nothing.
+        if *entry != ShownPool::default() {
+            parsed.extend(parse(entry, &mut faults));
+        }
+    }
+    if !faults.is_empty() {
+        return Err(Error::Invalid(joined("invalid network config:", &faults)));
+    }
+    let mut pools = Pools::default();
+    for entry in parsed {
+        match entry.subnet {
+            IpNet::V4(subnet) => {
+                if let Some(first) = &pools.v4 {
+                    return Err(second(crate::pools::overlap(&first.subnet, &subnet)));
+                }
+                pools.v4 = Some(pool_v4(subnet, &entry)?);
+            }
+            IpNet::V6(subnet) if enable_ipv6 => {
+                if let Some(first) = &pools.v6 {
+                    return Err(second(crate::pools::overlap_v6(&first.subnet, &subnet)));
+                }
+                pools.v6 = Some(pool_v6(subnet, &entry)?);
+            }
+            // Shown in the network's IPAM, otherwise without effect.
+            IpNet::V6(_) => {}
+        }
+    }
+    Ok(pools)
+}
+
+fn second(overlaps: bool) -> Error {
+    Error::Forbidden(if overlaps { OVERLAP.into() } else { "bridge driver doesn't support multiple subnets".into() })
+}
+
+/// 403 when a subnet shares addresses with another network's.
+pub const OVERLAP: &str = "invalid pool request: Pool overlaps with other one on this address space";
+
+fn parse(entry: &ShownPool, faults: &mut Vec<String>) -> Option<Entry> {
+    let Ok(subnet) = entry.subnet.parse::<IpNet>() else {
+        faults.push(format!("invalid subnet {}: invalid CIDR block notation", entry.subnet));
+        return None;
+    };
+    let mut fault = |text: String| faults.push(text);
+    if subnet != subnet.trunc() {
+        fault(format!("invalid subnet {subnet}: it should be {}", subnet.trunc()));
+    }
+    let parent = subnet.trunc();
+    let range = (!entry.ip_range.is_empty()).then(|| range(&entry.ip_range, parent, &mut fault)).flatten();
+    let mut address = |what: String, text: &str| {
+        let (problem, address) = match text.parse::<IpAddr>() {
+            Err(_) => ("invalid address".to_owned(), None),
+            Ok(address) if address.is_ipv4() != parent.network().is_ipv4() => (family(parent), None),
+            Ok(address) if !parent.contains(&address) => {
+                (format!("parent subnet {parent} doesn't contain this address"), None)
+            }
+            Ok(address) => return Some(address),
+        };
+        fault(format!("{what} {problem}"));
+        address
+    };
+    let gateway = (!entry.gateway.is_empty())
+        .then(|| address(format!("invalid gateway {}:", entry.gateway), &entry.gateway))
+        .flatten();
+    let auxiliary = entry
+        .auxiliary
+        .iter()
+        .filter_map(|(name, text)| Some((name.clone(), address(format!("invalid auxiliary address {name}:"), text)?)))
+        .collect();
+    Some(Entry { subnet: parent, range, gateway, auxiliary })
+}
+
+fn family(parent: IpNet) -> String {
+    format!("parent subnet is an {} block", if matches!(parent, IpNet::V4(_)) { "IPv4" } else { "IPv6" })
+}
+
+fn range(text: &str, parent: IpNet, fault: &mut impl FnMut(String)) -> Option<IpNet> {
+    let mut refuse = |problem: String| fault(format!("invalid ip-range {text}: {problem}"));
+    let Ok(range) = text.parse::<IpNet>() else {
+        refuse("invalid CIDR block notation".into());
+        return None;
+    };
+    if matches!(range, IpNet::V4(_)) != matches!(parent, IpNet::V4(_)) {
+        refuse(family(parent));
+        return None;
+    }
+    if range != range.trunc() {
+        refuse(format!("it should be {}", range.trunc()));
+    }
+    if range.prefix_len() < parent.prefix_len() {
+        refuse(format!("CIDR block is bigger than its parent subnet {parent}"));
+    } else if !parent.contains(&range.network()) {
+        refuse(format!("parent subnet {parent} doesn't contain ip-range"));
+    }
+    Some(range.trunc())
+}
+
+fn pool_v4(subnet: Ipv4Net, entry: &Entry) -> Result<PoolV4> {
+    let range = match entry.range {
+        Some(IpNet::V4(range)) => Some(range),
+        _ => None,
+    };
+    let gateway = match entry.gateway {
+        Some(IpAddr::V4(gateway)) => gateway,
+        // Of the range when that starts where the subnet starts, which comes to the same.
+        _ => first_host(subnet),
+    };
+    let mut pool = default_v4(subnet, gateway, true);
+    if let Some(range) = range {
+        let (low, high) = (u32::from(subnet.network()), u32::from(subnet.broadcast()));
+        let (from, to) = (u32::from(range.network()), u32::from(range.broadcast()));
+        let mut outside = |a: u32, b: u32| pool.exclude.push((a.into(), b.into()));
+        if from > low {
+            outside(low, from - 1);
+        }
+        if to < high {
+            outside(to + 1, high);
+        }
+    }
+    let mut reserved = vec![gateway];
+    for (name, address) in &entry.auxiliary {
+        let IpAddr::V4(address) = *address else { continue };
+        if reserved.contains(&address) {
+            return Err(Error::Failed(format!(
+                "failed to allocate secondary ip address ({name}:{address}): Address already in use"
+            )));
+        }
+        reserved.push(address);
+        pool.exclude.push((address, address));
+    }
+    Ok(pool)
+}
+
+/// An IPv4 pool with nothing but its gateway set apart.
+#[must_use]
+pub fn default_v4(subnet: Ipv4Net, gateway: Ipv4Addr, user_defined: bool) -> PoolV4 {
+    PoolV4 { subnet, gateway, exclude: vec![(gateway, gateway)], user_defined }
+}
+
+/// The address a gateway has by default.
+#[must_use]
+pub fn first_host(subnet: Ipv4Net) -> Ipv4Addr {
+    subnet.hosts().next().unwrap_or(subnet.network())
+}
+
+/// The address a gateway has by default: `::1` of the prefix.
+#[must_use]
+pub fn first_host_v6(subnet: Ipv6Net) -> Ipv6Addr {
+    Ipv6Addr::from(u128::from(subnet.network()) | 1)
+}
+
+fn pool_v6(subnet: Ipv6Net, entry: &Entry) -> Result<PoolV6> {
+    if subnet.prefix_len() != 64 {
+        return Err(Error::Unsupported(format!(
+            "IPv6 subnet {subnet}: the ovs backend derives addresses from a /64, other prefix lengths are not supported"
+        )));
+    }
+    if entry.range.is_some() {
+        return Err(Error::Unsupported("an IPv6 ip-range is not supported by the ovs backend".into()));
+    }
+    let gateway = match entry.gateway {
+        Some(IpAddr::V6(gateway)) => gateway,
+        _ => first_host_v6(subnet),
+    };
+    Ok(PoolV6 { subnet, gateway, user_defined: true })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(subnet: &str, range: &str, gateway: &str) -> ShownPool {
+        ShownPool { subnet: subnet.into(), ip_range: range.into(), gateway: gateway.into(), ..ShownPool::default() }
+    }
+
+    fn refusal(entries: &[ShownPool]) -> String {
+        check(entries, false).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn faults_are_told_in_dockers_words() {
+        for (entry, fault) in [
+            (entry("nope", "", ""), "invalid subnet nope: invalid CIDR block notation"),
+            (entry("", "", "10.0.0.1"), "invalid subnet : invalid CIDR block notation"),
+            (entry("10.77.0.5/16", "", ""), "invalid subnet 10.77.0.5/16: it should be 10.77.0.0/16"),
+            (entry("10.77.0.0/16", "zz", ""), "invalid ip-range zz: invalid CIDR block notation"),
+            (entry("10.77.0.0/16", "10.77.5.9/24", ""), "invalid ip-range 10.77.5.9/24: it should be 10.77.5.0/24"),
+            (
+                entry("10.77.0.0/16", "10.0.0.0/8", ""),
+                "invalid ip-range 10.0.0.0/8: CIDR block is bigger than its parent subnet 10.77.0.0/16",
+            ),
+            (
+                entry("10.77.0.0/16", "10.78.0.0/24", ""),
+                "invalid ip-range 10.78.0.0/24: parent subnet 10.77.0.0/16 doesn't contain ip-range",
+            ),
+            (entry("10.77.0.0/16", "fd00::/64", ""), "invalid ip-range fd00::/64: parent subnet is an IPv4 block"),
+            (entry("10.77.0.0/16", "", "10.77.0.1/16"), "invalid gateway 10.77.0.1/16: invalid address"),
+            (
+                entry("10.77.0.0/16", "", "10.78.0.1"),
+                "invalid gateway 10.78.0.1: parent subnet 10.77.0.0/16 doesn't contain this address",
+            ),
+            (entry("10.77.0.0/16", "", "fd00::1"), "invalid gateway fd00::1: parent subnet is an IPv4 block"),
+        ] {
+            assert_eq!(refusal(&[entry]), format!("invalid network config:\n{fault}"));
+        }
+    }
+
+    #[test]
+    fn several_faults_become_a_list() {
+        let both = entry("10.77.0.5/16", "", "zz");
+        assert_eq!(
+            refusal(&[both]),
+            "invalid network config:\n* invalid subnet 10.77.0.5/16: it should be 10.77.0.0/16\n* invalid gateway zz: invalid address"
+        );
+    }
+
+    #[test]
+    fn a_second_subnet_is_refused_and_an_overlapping_one_by_another_text() {
+        let two = [entry("10.1.0.0/16", "", ""), entry("10.2.0.0/16", "", "")];
+        assert_eq!(refusal(&two), "bridge driver doesn't support multiple subnets");
+        let same = [entry("10.1.0.0/16", "", ""), entry("10.1.0.0/24", "", "")];
+        assert_eq!(refusal(&same), OVERLAP);
+    }
+
+    #[test]
+    fn a_range_gateway_and_auxiliary_address_become_exclusions() {
+        let mut pool = entry("10.1.0.0/24", "10.1.0.128/25", "10.1.0.9");
+        pool.auxiliary.insert("a".into(), "10.1.0.130".into());
+        let v4 = check(std::slice::from_ref(&pool), false).unwrap().v4.unwrap();
+        let shown: Vec<_> = v4.exclude.iter().map(|(a, b)| format!("{a}..{b}")).collect();
+        assert_eq!(shown, ["10.1.0.9..10.1.0.9", "10.1.0.0..10.1.0.127", "10.1.0.130..10.1.0.130"]);
+        pool.auxiliary.insert("b".into(), "10.1.0.9".into());
+        assert_eq!(
+            refusal(&[pool]),
+            "failed to allocate secondary ip address (b:10.1.0.9): Address already in use"
+        );
+    }
+
+    #[test]
+    fn the_gateway_is_the_first_address_unless_given() {
+        let v4 = check(&[entry("10.1.0.0/24", "", "")], false).unwrap().v4.unwrap();
+        assert_eq!(v4.gateway, Ipv4Addr::new(10, 1, 0, 1));
+        assert!(!v4.is_host(Ipv4Addr::new(10, 1, 0, 0)) && !v4.is_host(Ipv4Addr::new(10, 1, 0, 255)));
+        assert!(!v4.is_host(v4.gateway) && v4.is_host(Ipv4Addr::new(10, 1, 0, 2)));
+        assert_eq!(check(&[entry("fd00::/64", "", "")], false).unwrap(), Pools::default());
+        assert!(check(&[entry("fd00::/64", "", "")], true).unwrap().v6.is_some());
+        assert!(matches!(check(&[entry("fd00::/80", "", "")], true), Err(Error::Unsupported(_))));
+    }
+}

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Driver options of `POST /networks/create`. Unknown keys are kept and shown, as Docker does; known ones that this
+//! engine cannot honour are refused by name rather than silently ignored.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use crate::error::{Error, Result};
+
+const BRIDGE: &str = "com.docker.network.bridge.";
+/// MTU in bytes.
+pub const MTU: &str = "com.docker.network.driver.mtu";
+/// Host address that ports are published on when the client names none.
+pub const HOST_BINDING: &str = "com.docker.network.bridge.host_binding_ipv4";
+/// First part of interface names in containers.
+pub const IFACE_PREFIX: &str = "com.docker.network.container_iface_prefix";
+
+/// What the known options mean.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Bytes of an IP packet.
+    pub mtu: u32,
+    /// `enable_icc`.
+    pub inter_container: bool,
+    /// `enable_ip_masquerade`.
+    pub masquerade: bool,
+}
+
+/// Go's `strconv.ParseBool`.
+#[must_use]
+pub fn parse_bool(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "TRUE" | "true" | "True" => Some(true),
+        "0" | "f" | "F" | "FALSE" | "false" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+/// Checks all known options.
+///
+/// # Errors
+/// 400 in Docker's words, 501 for what the ovs backend does not do.
+pub fn check(options: &BTreeMap<String, String>, internal: bool) -> Result<Options> {
+    let mut checked = Options { mtu: 1500, inter_container: true, masquerade: true };
+    for (key, value) in options {
+        let failed = |why: String| Error::Invalid(format!("failed to parse {key} value: {value} ({why})"));
+        let boolean = || {
+            let why = || failed(format!("strconv.ParseBool: parsing \"{value}\": invalid syntax"));
+            parse_bool(value).ok_or_else(why)
+        };
+        if key == MTU {
+            checked.mtu = mtu(value).map_err(|why| why.map_or_else(|| negative(value), failed))?;
+            continue;
+        }
+        match key.strip_prefix(BRIDGE) {
+            // Linux: IFNAMSIZ is 16 with the terminator.
+            Some("name") if value.len() > 15 => return Err(Error::Failed("numerical result out of range".into())),
+            Some("enable_icc") => checked.inter_container = boolean()?,
+            Some("enable_ip_masquerade") => checked.masquerade = boolean()?,
+            Some("inhibit_ipv4" | "trusted_host_interfaces") if boolean()? => return Err(unsupported(key, value)),
+            Some("host_binding_ipv4") if value.parse::<IpAddr>().is_err() => return Err(failed("nil ip".into())),
+            Some("gateway_mode_ipv4" | "gateway_mode_ipv6") => match value.as_str() {
+                "" | "nat" => {}
+                "isolated" if !internal => {
+                    return Err(Error::Failed(
+                        "gateway mode 'isolated' can only be used for an internal network".into(),
+                    ));
+                }
+                "routed" | "nat-unprotected" | "isolated" => return Err(unsupported(key, value)),
+                other => return Err(failed(format!("unknown gateway mode {other}"))),
+            },
+            _ => {}
+        }
+    }
+    Ok(checked)
+}
+
+fn unsupported(key: &str, value: &str) -> Error {
+    Error::Unsupported(format!("option {key}={value} is not supported by the ovs backend yet"))
+}
+
+fn negative(value: &str) -> Error {
+    Error::Invalid(format!("invalid MTU number: {value}"))
+}
+
+/// Go's `strconv.Atoi`; `Err(None)` is a negative number. 0 is the default.
+fn mtu(value: &str) -> Result<u32, Option<String>> {
+    let digits = value.strip_prefix(['+', '-']).unwrap_or(value);
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(Some(format!("strconv.Atoi: parsing \"{value}\": invalid syntax")));
+    }
+    match value.parse::<i64>() {
+        Ok(0) => Ok(1500),
+        Ok(number) if number < 0 => Err(None),
+        // The kernel's TAP takes 68 to 65535 (RFC 791's least, the greatest IPv4 packet).
+        Ok(number) => u32::try_from(number)
+            .ok()
+            .filter(|mtu| (68..=65_535).contains(mtu))
+            .ok_or_else(|| Some("an interface takes 68 to 65535".into())),
+        Err(_) => Err(Some(format!("strconv.Atoi: parsing \"{value}\": value out of range"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(key: &str, value: &str) -> Result<Options, String> {
+        check(&BTreeMap::from([(key.to_owned(), value.to_owned())]), false).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn bad_values_are_told_in_dockers_words() {
+        for (key, value, text) in [
+            (MTU, "abc", "failed to parse com.docker.network.driver.mtu value: abc (strconv.Atoi: parsing \"abc\": invalid syntax)"),
+            (MTU, "-1", "invalid MTU number: -1"),
+            (
+                "com.docker.network.bridge.enable_icc",
+                "maybe",
+                "failed to parse com.docker.network.bridge.enable_icc value: maybe (strconv.ParseBool: parsing \"maybe\": invalid syntax)",
+            ),
+            (HOST_BINDING, "zz", "failed to parse com.docker.network.bridge.host_binding_ipv4 value: zz (nil ip)"),
+            (
+                "com.docker.network.bridge.gateway_mode_ipv4",
+                "zz",
+                "failed to parse com.docker.network.bridge.gateway_mode_ipv4 value: zz (unknown gateway mode zz)",
+            ),
+            (
+                "com.docker.network.bridge.gateway_mode_ipv4",
+                "isolated",
+                "gateway mode 'isolated' can only be used for an internal network",
+            ),
+            ("com.docker.network.bridge.name", "a-name-of-16-char", "numerical result out of range"),
+        ] {
+            assert_eq!(one(key, value), Err(text.to_owned()));
+        }
+    }
+
+    #[test]
+    fn good_values_are_taken_and_unknown_keys_kept() {
+        assert_eq!(one(MTU, "1442").unwrap().mtu, 1442);
+        assert!(!one("com.docker.network.bridge.enable_icc", "F").unwrap().inter_container);
+        assert!(!one("com.docker.network.bridge.enable_ip_masquerade", "false").unwrap().masquerade);
+        assert!(one("whatever", "zz").is_ok());
+        assert!(one(MTU, "99999").is_err());
+    }
+}
