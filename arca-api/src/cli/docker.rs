@@ -10,7 +10,8 @@ use hyper_util::rt::TokioIo;
 
 /// One request; gives status and body.
 pub(super) async fn request(socket: &Path, method: Method, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
-    let stream = arca_proto::dial::connect_unix(socket).await.with_context(|| format!("connect to {}", socket.display()))?;
+    let stream =
+        arca_proto::dial::connect_unix(socket).await.with_context(|| format!("connect to {}", socket.display()))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let request = Request::builder().method(method).uri(path).header("Host", "arca").body(Empty::<Bytes>::new())?;

@@ -33,10 +33,8 @@ pub(super) async fn show(config: &Config, daemon: Option<&str>, follow: bool, ta
         }
     };
     let prefix = names.len() > 1;
-    let mut logs: Vec<Log> = names
-        .into_iter()
-        .map(|name| Log { name: name.to_owned(), path: log_path(config, name), offset: 0 })
-        .collect();
+    let mut logs: Vec<Log> =
+        names.into_iter().map(|name| Log { name: name.to_owned(), path: log_path(config, name), offset: 0 }).collect();
     let mut changes = if follow { Some(platform::changes(&config.paths.log)?) } else { None };
     for log in &mut logs {
         let text = log.read_new()?;

@@ -27,7 +27,9 @@ pub(super) fn check(config: &Config) -> Result<(), Fatal> {
         }
         for (program, package) in PROGRAMS {
             if find(program).is_none() {
-                return missing(format!("`{program}` is not in PATH: install it, on Debian `apt-get install {package}`"));
+                return missing(format!(
+                    "`{program}` is not in PATH: install it, on Debian `apt-get install {package}`"
+                ));
             }
         }
     }

@@ -27,12 +27,16 @@ pub(super) async fn show(config: &Config, as_json: bool) -> anyhow::Result<()> {
     let supervisor = lock::holder(config)?;
     let paths = &config.paths;
     let (relayd_socket, netd_socket) = (paths.relayd_socket(), paths.netd_socket());
-    let (relayd, netd, api) =
-        tokio::join!(health("arca-relayd", &relayd_socket), health("arca-netd", &netd_socket), api(&paths.docker_socket));
+    let (relayd, netd, api) = tokio::join!(
+        health("arca-relayd", &relayd_socket),
+        health("arca-netd", &netd_socket),
+        api(&paths.docker_socket)
+    );
     let helper = helper(&netd_socket).await;
     let lines = [relayd, netd, api];
     if as_json {
-        let daemons = lines.each_ref().map(|line| json!({"name": line.name, "socket": line.socket, "state": line.state}));
+        let daemons =
+            lines.each_ref().map(|line| json!({"name": line.name, "socket": line.socket, "state": line.state}));
         let value = json!({"supervisor": supervisor, "daemons": daemons, "helper": helper});
         print(&format!("{value:#}"));
     } else {

@@ -103,7 +103,11 @@ impl Daemon {
     fn new(name: &'static str, order: usize, config: &Config) -> anyhow::Result<Self> {
         let program = std::env::current_exe()?.with_file_name(name);
         if !program.is_file() {
-            return Err(Fatal::new(Failure::Missing, format!("{} is missing: build it with `./dev build`", program.display())).into());
+            return Err(Fatal::new(
+                Failure::Missing,
+                format!("{} is missing: build it with `./dev build`", program.display()),
+            )
+            .into());
         }
         let notify_path = config.paths.run.join(format!("{name}.notify"));
         let (_guard, short) = arca_proto::dial::with_short_path(&notify_path)?;
@@ -160,7 +164,8 @@ impl Daemon {
                 let _ = reports.send(Report::Failed(self.failure(failure, &status))).await;
                 return;
             }
-            delay = if began.elapsed() > HEALTHY { Duration::ZERO } else { (delay * 2).clamp(FIRST_DELAY, LONGEST_DELAY) };
+            delay =
+                if began.elapsed() > HEALTHY { Duration::ZERO } else { (delay * 2).clamp(FIRST_DELAY, LONGEST_DELAY) };
             tracing::warn!(daemon = self.name, %status, delay_ms = delay.as_millis(), "ended unexpectedly; starting it again");
             tokio::select! {
                 // Both are plain waits.
