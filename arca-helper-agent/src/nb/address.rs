@@ -26,6 +26,11 @@ impl MacAddr {
         Self([0x0e, tail[0], tail[1], tail[2], tail[3], tail[4]])
     }
 
+    /// The six bytes.
+    pub fn octets(self) -> [u8; 6] {
+        self.0
+    }
+
     /// The address an interface with this MAC takes in a /64 (EUI-64, RFC 4291 appendix A), as OVN computes it.
     pub fn eui64(self, prefix: Subnet6) -> Ipv6Addr {
         let m = self.0;

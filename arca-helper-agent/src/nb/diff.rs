@@ -66,7 +66,23 @@ pub struct Counts {
     pub deleted: u64,
 }
 
+impl Change {
+    /// Identity of the row.
+    pub fn key(&self) -> &RowKey {
+        match self {
+            Self::Insert { key, .. } | Self::Update { key, .. } | Self::Delete { key, .. } => key,
+        }
+    }
+}
+
 impl Counts {
+    /// Adds another transaction's.
+    pub fn add(&mut self, other: Self) {
+        self.inserted += other.inserted;
+        self.updated += other.updated;
+        self.deleted += other.deleted;
+    }
+
     /// Counts a list of changes.
     pub fn of(changes: &[Change]) -> Self {
         let mut counts = Self::default();
@@ -217,7 +233,9 @@ fn push(elements: &mut Vec<(&'static str, Mutator, Value)>, column: &'static str
 
 /// The changes as one transaction. Most names in OVN's schema are not unique, so each new root row is guarded against
 /// one of the same identity that the snapshot did not show.
-pub fn operations(changes: &[Change]) -> Vec<Op> {
+///
+/// With each operation comes the position of the change it stems from.
+pub fn operations(changes: &[Change]) -> Vec<(usize, Op)> {
     let names: BTreeMap<Atom, String> = changes
         .iter()
         .filter_map(|change| match change {
@@ -234,35 +252,37 @@ pub fn operations(changes: &[Change]) -> Vec<Op> {
     };
     let mut guards = Vec::new();
     let mut operations = Vec::new();
-    for change in changes {
+    for (position, change) in changes.iter().enumerate() {
         match change {
             Change::Insert { key, columns } => {
                 if key.table.is_root() {
                     let identity = Value::map([("arca-id", key.id.as_str()), ("arca-kind", key.kind.as_str())]);
                     let guard = Op::wait(key.table.name(), &["external_ids"], &[]);
-                    guards.push(guard.filter(Condition::includes("external_ids", identity)));
+                    guards.push((position, guard.filter(Condition::includes("external_ids", identity))));
                 }
                 let insert = Op::insert(key.table.name());
                 let insert = match names.get(&key.reference()) {
                     Some(name) => insert.named(name),
                     None => insert,
                 };
-                operations.push(columns.iter().fold(insert, |op, (column, v)| op.set(column, value(v))));
+                let insert = columns.iter().fold(insert, |op, (column, v)| op.set(column, value(v)));
+                operations.push((position, insert));
             }
             Change::Update { key, uuid, set, elements } => {
                 if !set.is_empty() {
                     let update = Op::update(key.table.name()).row(*uuid);
-                    operations.push(set.iter().fold(update, |op, (column, v)| op.set(column, value(v))));
+                    let update = set.iter().fold(update, |op, (column, v)| op.set(column, value(v)));
+                    operations.push((position, update));
                 }
                 if !elements.is_empty() {
                     let mutate = Op::mutate(key.table.name()).row(*uuid);
                     let mutate = elements
                         .iter()
                         .fold(mutate, |op, (column, mutator, v)| op.mutation(column, *mutator, value(v)));
-                    operations.push(mutate);
+                    operations.push((position, mutate));
                 }
             }
-            Change::Delete { key, uuid } => operations.push(Op::delete(key.table.name()).row(*uuid)),
+            Change::Delete { key, uuid } => operations.push((position, Op::delete(key.table.name()).row(*uuid))),
         }
     }
     guards.extend(operations);

@@ -2,7 +2,7 @@
 //! Declared objects as domain types that cannot be invalid; made from `arca.helper.v1` messages by `TryFrom` and used by
 //! [`super::rows`] and [`crate::service`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -232,6 +232,22 @@ pub struct Network {
     pub dns: bool,
     /// MTU in bytes, 576..=65535 (1280 with IPv6).
     pub mtu: u16,
+}
+
+impl Network {
+    /// `other_config` of the switch. OVN renumbers running ports when it changes, so it is written once.
+    pub fn addressing(&self) -> BTreeMap<String, String> {
+        let exclude = self.exclude.iter().map(ToString::to_string);
+        let exclude: Vec<String> = std::iter::once(self.gateway.to_string()).chain(exclude).collect();
+        let mut config = BTreeMap::from([
+            ("subnet".to_owned(), self.subnet.to_string()),
+            ("exclude_ips".to_owned(), exclude.join(" ")),
+        ]);
+        if let Some(v6) = self.v6 {
+            config.insert("ipv6_prefix".to_owned(), v6.subnet.to_string());
+        }
+        config
+    }
 }
 
 impl TryFrom<proto::Network> for Network {

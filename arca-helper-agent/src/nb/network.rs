@@ -100,24 +100,12 @@ pub(super) fn rows(
         "switch",
         [
             ("name", format!("net-{short}").into()),
-            ("other_config", Value::map(addressing(n))),
+            ("other_config", Value::map(n.addressing())),
             ("ports", Value::set(ports.into_iter().chain([to_router]))),
             ("acls", Value::empty()),
             ("dns_records", Value::set(dns_records)),
         ],
     );
-}
-
-/// `other_config` of the switch. OVN renumbers running ports when it changes, so it is written once.
-pub(crate) fn addressing(n: &Network) -> BTreeMap<String, String> {
-    let exclude: Vec<String> =
-        std::iter::once(n.gateway.to_string()).chain(n.exclude.iter().map(ToString::to_string)).collect();
-    let mut config =
-        BTreeMap::from([("subnet".to_owned(), n.subnet.to_string()), ("exclude_ips".to_owned(), exclude.join(" "))]);
-    if let Some(v6) = n.v6 {
-        config.insert("ipv6_prefix".to_owned(), v6.subnet.to_string());
-    }
-    config
 }
 
 fn group(n: &Network) -> String {

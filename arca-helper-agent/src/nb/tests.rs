@@ -361,7 +361,7 @@ fn operations_name_new_rows_and_guard_root_ones() {
         &rows(&config(), &desired(vec![network(18)], vec![endpoint(100, 18)], vec![]), &Learned::new()),
         Scope::Whole { except: &WHOLE },
     );
-    let text: Vec<String> = operations(&changes).iter().map(|op| op.to_json().to_string()).collect();
+    let text: Vec<String> = operations(&changes).iter().map(|(_, op)| op.to_json().to_string()).collect();
     assert!(text[0].contains("\"wait\"") && text[0].contains("arca-id"), "{}", text[0]);
     assert!(text.iter().all(|op| !op.contains("named-uuid\",\"Logical")), "a reference is left unresolved");
     let inserts = text.iter().filter(|op| op.contains("\"uuid-name\":\"row")).count();

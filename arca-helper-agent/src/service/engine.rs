@@ -1,0 +1,377 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The one task that changes anything: takes declarations, makes the northbound database and the ports follow, tells what
+//! is observed.
+//!
+//! ```text
+//!   gRPC calls ──Command──┐                    ┌─transact──> OVN_Northbound
+//!   new snapshot ─────────┼──> Engine ─reconcile┤
+//!   ports are there ──────┘                    └─Job───────> ports task
+//!                                │
+//!                                └──> observations (watch), names (resolver)
+//! ```
+//!
+//! What is queued while a transaction is in flight goes into the next one together. A call is answered when its rows are
+//! committed and its ports exist. While the database is away everything is kept, and applied when it is back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
+
+use crate::nb::address::Subnet4;
+use crate::nb::diff::{Change, Counts, diff, operations};
+use crate::nb::model::{Config, EndpointId};
+use crate::nb::observed::Observed;
+use crate::nb::rows::rows;
+use crate::ovsdb::{self, Database};
+use crate::resolver::{NameTable, Resolver};
+
+use super::ServiceError;
+use super::machine::Machine;
+use super::observe::{Observation, Observations, observe};
+use super::ports::{self, Done, Job};
+use super::state::{Key, Live, Put, State};
+
+/// Pause before something that failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// Transactions in a row after which the database is believed to be changed by somebody else.
+const ROUNDS: usize = 16;
+
+/// How a call is answered.
+pub(super) type Reply<T> = oneshot::Sender<Result<T, ServiceError>>;
+
+/// What a call asks for.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Answered with the datapath.
+    Configure(Box<Config>, Reply<String>),
+    /// Some objects.
+    Apply { put: Vec<Put>, remove: Vec<(Key, u64)>, reply: Reply<Vec<Arc<Observation>>> },
+    /// All objects.
+    Sync { epoch: u64, objects: Vec<Put>, reply: Reply<(Counts, Vec<Arc<Observation>>)> },
+}
+
+/// A call whose objects are not all in place yet.
+#[derive(Debug)]
+struct Waiting {
+    keys: Vec<(Key, u64)>,
+    counts: Counts,
+    /// Ports job it waits for; none before its rows are committed.
+    job: Option<u64>,
+    reply: WaitingReply,
+}
+
+#[derive(Debug)]
+enum WaitingReply {
+    Apply(Reply<Vec<Arc<Observation>>>),
+    Sync(Reply<(Counts, Vec<Arc<Observation>>)>),
+}
+
+pub(super) struct Engine<M> {
+    db: Database,
+    machine: Arc<M>,
+    config: Option<Config>,
+    state: State,
+    epoch: u64,
+    waiting: Vec<Waiting>,
+    resolver: Option<Resolver>,
+    names: watch::Sender<Arc<NameTable>>,
+    forwarders: watch::Sender<Vec<SocketAddr>>,
+    observations: watch::Sender<Arc<Observations>>,
+    routed: Option<BTreeSet<Subnet4>>,
+    jobs: mpsc::UnboundedSender<Job>,
+    job: u64,
+    wanted: BTreeMap<arca_proto::ports::LinkNumber, crate::ports::PortSpec>,
+    pruned: bool,
+    failures: BTreeMap<EndpointId, String>,
+    retry: Option<Instant>,
+    /// The pause is over: failed ports are tried again.
+    again: bool,
+}
+
+impl<M: Machine> Engine<M> {
+    /// Starts the engine and the ports task; both end when `commands` has no sender left.
+    pub(super) fn start(
+        db: Database,
+        machine: Arc<M>,
+        commands: mpsc::Receiver<Command>,
+        observations: watch::Sender<Arc<Observations>>,
+    ) {
+        let (jobs, queue) = mpsc::unbounded_channel();
+        let (done, finished) = mpsc::channel(8);
+        tokio::spawn(ports::run(Arc::clone(&machine), queue, done));
+        let engine = Self {
+            db,
+            machine,
+            config: None,
+            state: State::default(),
+            epoch: 0,
+            waiting: Vec::new(),
+            resolver: None,
+            names: watch::Sender::default(),
+            forwarders: watch::Sender::default(),
+            observations,
+            routed: None,
+            jobs,
+            job: 0,
+            wanted: BTreeMap::new(),
+            pruned: false,
+            failures: BTreeMap::new(),
+            retry: None,
+            again: false,
+        };
+        tokio::spawn(engine.run(commands, finished));
+    }
+
+    async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut finished: mpsc::Receiver<Done>) {
+        // Rows of before must be known before the first declaration is judged.
+        while let Err(error) = self.db.ready().await {
+            tracing::error!(error = &error as &dyn std::error::Error, "the northbound database is of no use");
+            tokio::time::sleep(RETRY).await;
+        }
+        let mut changes = self.db.changed();
+        loop {
+            let retry = self.retry;
+            tokio::select! {
+                // Cancel-safe: a command is taken or not.
+                command = commands.recv() => {
+                    let Some(command) = command else { return };
+                    self.command(command).await;
+                    // Everything that queued up meanwhile becomes one transaction.
+                    while let Ok(command) = commands.try_recv() {
+                        self.command(command).await;
+                    }
+                }
+                // Cancel-safe: nothing is taken until it returns.
+                snapshot = changes.next() => if snapshot.is_none() { return },
+                // Cancel-safe: an answer is taken or not.
+                done = finished.recv() => {
+                    let Some(done) = done else { return };
+                    self.ports_done(done);
+                }
+                // Cancel-safe: only a clock.
+                () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {
+                    self.retry = None;
+                    self.again = !self.failures.is_empty();
+                }
+            }
+            self.reconcile().await;
+            changes.current();
+        }
+    }
+
+    async fn command(&mut self, command: Command) {
+        match command {
+            Command::Configure(config, reply) => {
+                let result = self.configure(*config).await;
+                drop(reply.send(result));
+            }
+            Command::Apply { reply, .. } if self.config.is_none() => drop(reply.send(Err(ServiceError::NotConfigured))),
+            Command::Sync { reply, .. } if self.config.is_none() => drop(reply.send(Err(ServiceError::NotConfigured))),
+            Command::Apply { put, remove, reply } => {
+                let keys = remove.iter().cloned().chain(put.iter().map(|p| (p.key.clone(), p.generation))).collect();
+                self.state.apply(put, remove, &self.live());
+                self.wait(keys, WaitingReply::Apply(reply));
+            }
+            Command::Sync { epoch, reply, .. } if epoch < self.epoch => {
+                drop(reply.send(Err(ServiceError::StaleSync { epoch, newest: self.epoch })));
+            }
+            Command::Sync { epoch, objects, reply } => {
+                self.epoch = epoch;
+                let keys = objects.iter().map(|p| (p.key.clone(), p.generation)).collect();
+                self.state.replace(objects, &self.live());
+                self.pruned = false;
+                self.wait(keys, WaitingReply::Sync(reply));
+            }
+        }
+    }
+
+    fn live(&self) -> Live {
+        Live::of(&Observed::of_snapshot(&self.db.snapshot()))
+    }
+
+    fn wait(&mut self, keys: Vec<(Key, u64)>, reply: WaitingReply) {
+        self.waiting.push(Waiting { keys, counts: Counts::default(), job: None, reply });
+    }
+
+    async fn configure(&mut self, config: Config) -> Result<String, ServiceError> {
+        let failed = |what: &str| {
+            let what = what.to_owned();
+            move |source| ServiceError::Machine { what, source }
+        };
+        let datapath = self.machine.configure(&config).await.map_err(failed("set up the uplink"))?;
+        let address = SocketAddr::from((config.resolver.address, 53));
+        if self.resolver.as_ref().map(Resolver::address) != Some(address) {
+            self.resolver = None;
+            let resolver = Resolver::start(address, self.names.subscribe(), self.forwarders.subscribe()).await;
+            let what = format!("listen on {address} as resolver");
+            self.resolver = Some(resolver.map_err(|e| failed(&what)(e.into()))?);
+        }
+        self.forwarders.send_replace(config.forwarders.clone());
+        if self.config.as_ref().is_some_and(|now| now.router != config.router) {
+            self.routed = None;
+        }
+        self.config = Some(config);
+        Ok(datapath)
+    }
+
+    fn ports_done(&mut self, done: Done) {
+        self.failures = done.failures;
+        if !self.failures.is_empty() {
+            self.retry_later();
+        }
+        self.publish();
+        let (ready, waiting) =
+            std::mem::take(&mut self.waiting).into_iter().partition(|w| w.job.is_some_and(|job| job <= done.number));
+        self.waiting = waiting;
+        let ready: Vec<Waiting> = ready;
+        for waiting in ready {
+            self.answer(waiting);
+        }
+    }
+
+    fn answer(&self, waiting: Waiting) {
+        let now = self.observations.borrow();
+        let gone = |key: &Key, generation| Arc::new(Observation::removed(key.clone(), generation));
+        let observation =
+            |(key, generation): &(Key, u64)| now.get(key).cloned().unwrap_or_else(|| gone(key, *generation));
+        let observations = waiting.keys.iter().map(observation).collect();
+        match waiting.reply {
+            WaitingReply::Apply(reply) => drop(reply.send(Ok(observations))),
+            WaitingReply::Sync(reply) => drop(reply.send(Ok((waiting.counts, observations)))),
+        }
+    }
+
+    fn retry_later(&mut self) {
+        self.retry = Some(Instant::now() + RETRY);
+    }
+
+    /// Makes the database as it should be. Ends at once while the database is away: its return is an event.
+    async fn reconcile(&mut self) {
+        let Some(config) = self.config.clone() else { return };
+        for round in 0.. {
+            let snapshot = self.db.snapshot();
+            if !snapshot.connected {
+                return;
+            }
+            let observed = Observed::of_snapshot(&snapshot);
+            let learned = observed.learned();
+            let wanted = rows(&config, &self.state.desired, &learned);
+            let changes = diff(&observed, &wanted, self.state.scope());
+            if changes.is_empty() {
+                let names = NameTable::new(&self.state.desired, &learned);
+                self.names.send_if_modified(|now| {
+                    let differs = **now != names;
+                    if differs {
+                        *now = Arc::new(names);
+                    }
+                    differs
+                });
+                break;
+            }
+            if round == ROUNDS {
+                tracing::warn!(row = ?changes.first().map(Change::key), "a row does not stay as it is written");
+                self.retry_later();
+                break;
+            }
+            if !self.commit(&changes).await {
+                return;
+            }
+        }
+        self.committed().await;
+    }
+
+    /// One transaction; false when it is of no use to go on now.
+    async fn commit(&mut self, changes: &[Change]) -> bool {
+        let (origins, operations): (Vec<usize>, Vec<_>) = operations(changes).into_iter().unzip();
+        let counts = Counts::of(changes);
+        let error = match self.db.transact(operations).await {
+            Ok(_) => {
+                tracing::debug!(?counts, "rows changed");
+                for waiting in self.waiting.iter_mut().filter(|w| w.job.is_none()) {
+                    waiting.counts.add(counts);
+                }
+                return true;
+            }
+            Err(error) => error,
+        };
+        tracing::warn!(error = &error as &dyn std::error::Error, "a transaction failed");
+        if error.is_disconnect() {
+            return false;
+        }
+        self.retry_later();
+        if error.is_wait_failure() {
+            // The snapshot was older than the database; the next one is on its way.
+            return false;
+        }
+        // One bad object must not hinder the others.
+        let culprit = match &error {
+            ovsdb::Error::Operation { index, .. } => origins.get(*index).and_then(|at| changes.get(*at)),
+            ovsdb::Error::Commit { details, .. } => changes.iter().find(|c| details.contains(&c.key().id)),
+            _ => None,
+        };
+        let reason = format!("the northbound database refused its rows: {error}");
+        if culprit.is_some_and(|change| self.state.quarantine(&change.key().id, &reason)) {
+            return true;
+        }
+        let (failed, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(|w| w.job.is_none());
+        self.waiting = waiting;
+        let failed: Vec<Waiting> = failed;
+        for waiting in failed {
+            match waiting.reply {
+                WaitingReply::Apply(reply) => drop(reply.send(Err(error.clone().into()))),
+                WaitingReply::Sync(reply) => drop(reply.send(Err(error.clone().into()))),
+            }
+        }
+        false
+    }
+
+    /// The rows are as they should be: routes, ports and observations follow.
+    async fn committed(&mut self) {
+        self.publish();
+        let Some(config) = &self.config else { return };
+        let subnets: BTreeSet<Subnet4> = self.state.desired.networks.values().map(|n| n.object.subnet).collect();
+        if self.routed.as_ref() != Some(&subnets) {
+            match self.machine.routes(&subnets, config.router.address).await {
+                Ok(()) => self.routed = Some(subnets),
+                Err(error) => {
+                    tracing::warn!(%error, "routes from the resolver to the networks are not set");
+                    self.retry_later();
+                }
+            }
+        }
+        let wanted = ports::wanted(&self.state.desired);
+        let prune = self.state.is_synced() && !self.pruned;
+        if wanted != self.wanted || prune || self.again {
+            self.job += 1;
+            self.again = false;
+            self.pruned |= prune;
+            self.wanted.clone_from(&wanted);
+            // The ports task lives as long as the engine.
+            let _ = self.jobs.send(Job { number: self.job, wanted, prune });
+        } else if self.waiting.iter().any(|w| w.job.is_none()) {
+            // Nothing of ports changed: wait only for what is under way.
+            self.job += 1;
+            let _ = self.jobs.send(Job { number: self.job, wanted, prune: false });
+        }
+        let number = self.job;
+        for waiting in self.waiting.iter_mut().filter(|w| w.job.is_none()) {
+            waiting.job = Some(number);
+        }
+    }
+
+    fn publish(&self) {
+        let observed = Observed::of_snapshot(&self.db.snapshot());
+        self.observations.send_if_modified(|now| {
+            let new = observe(&self.state, &observed, &self.failures, now);
+            let differs = **now != new;
+            if differs {
+                *now = Arc::new(new);
+            }
+            differs
+        });
+    }
+}
