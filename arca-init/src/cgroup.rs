@@ -12,7 +12,7 @@ use std::{
 
 use nix::sys::{
     signal::Signal,
-    statfs::{CGROUP2_SUPER_MAGIC, statfs},
+    statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, statfs},
 };
 
 use crate::{crun::is_missing, process::send_signal};
@@ -44,8 +44,12 @@ fn hierarchies() -> Vec<PathBuf> {
         return vec![root.to_path_buf()];
     }
     let Ok(entries) = fs::read_dir(root) else { return Vec::new() };
-    // Symbolic links (cpu -> cpu,cpuacct) name a hierarchy a second time.
-    entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path()).collect()
+    // Symbolic links (cpu -> cpu,cpuacct) name a hierarchy a second time; a folder that is no mount is no hierarchy.
+    let folders = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let is_cgroup = |path: &PathBuf| {
+        statfs(path).is_ok_and(|stat| [CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC].contains(&stat.filesystem_type()))
+    };
+    folders.map(|entry| entry.path()).filter(is_cgroup).collect()
 }
 
 /// How often the kernel's out-of-memory killer struck in the cgroup.

@@ -92,7 +92,8 @@ impl Crun {
         let mut command = Command::new(&self.program);
         // In cgroupfs mode crun makes the cgroups itself; it would otherwise talk to a systemd that need not be there.
         command.arg("--root").arg(&self.root).arg("--cgroup-manager=cgroupfs");
-        command.arg("--log").arg(log).arg("--log-format=json").arg(verb);
+        // Text, not JSON: a failure of the exec itself comes later, in the workload's own standard error.
+        command.arg("--log").arg(log).arg("--log-format=text").arg(verb);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command
     }
@@ -110,17 +111,14 @@ impl Crun {
 }
 
 /// Where crun logs what happens with a bundle or an exec.
-pub(crate) fn log_of(folder: &Path) -> PathBuf {
+fn log_of(folder: &Path) -> PathBuf {
     folder.join("crun.log")
 }
 
-/// The last error in a log of crun, without the JSON around it.
-pub(crate) fn last_message(log: &Path) -> Option<String> {
+/// The last line in a log of crun: what made it give up.
+fn last_message(log: &Path) -> Option<String> {
     let text = fs::read_to_string(log).ok()?;
-    text.lines().rev().find_map(|line| {
-        let value: serde_json::Value = serde_json::from_str(line).ok()?;
-        (value["level"] == "error").then(|| value["msg"].as_str().map(str::to_owned))?
-    })
+    text.lines().map(str::trim).rfind(|line| !line.is_empty()).map(str::to_owned)
 }
 
 fn read_pid(path: &Path) -> Result<u32, InitError> {
@@ -184,12 +182,11 @@ mod tests {
     }
 
     #[test]
-    fn the_last_error_counts_and_a_torn_log_is_no_panic() {
+    fn the_last_line_counts_and_a_missing_log_is_none() {
         let directory = tempfile::tempdir().expect("temporary directory");
         let log = log_of(directory.path());
         assert_eq!(last_message(&log), None);
-        fs::write(&log, "{\"msg\":\"a\",\"level\":\"error\"}\n{\"msg\":\"b\",\"level\":\"error\"}\n{\"msg\":\"w\",\"level\":\"warning\"}\n{\"ms")
-            .expect("write");
-        assert_eq!(last_message(&log).as_deref(), Some("b"));
+        fs::write(&log, "a warning\nwhat went wrong\n\n").expect("write");
+        assert_eq!(last_message(&log).as_deref(), Some("what went wrong"));
     }
 }

@@ -92,11 +92,6 @@ impl Process {
         !*self.exited.borrow()
     }
 
-    /// Adds words of the runtime to the output.
-    pub(crate) async fn publish(&self, source: Source, text: &[u8]) {
-        self.hub.publish(source, text).await;
-    }
-
     /// All output is logged.
     pub(crate) fn finish_log(&self) {
         self.hub.finish_log();

@@ -23,7 +23,7 @@ use crate::{
     cgroup, crun,
     crun::Crun,
     error::InitError,
-    log::{Log, Source},
+    log::Log,
     process::{self, Process, Pumps},
     reaper::{Ended, Reaper},
     root,
@@ -416,21 +416,12 @@ fn set_size(streams: &Streams, size: Size) {
 /// Sees a workload's first process to its end.
 async fn attend(workload: Arc<Workload>, ended: oneshot::Receiver<Ended>, pumps: Pumps) {
     // The reaper lives as long as the machine.
-    let Ok(mut ended) = ended.await else { return };
+    let Ok(ended) = ended.await else { return };
     let process = &workload.process;
     process.set_exited();
     let oom = cgroup::oom_kills(&workload.cgroup) > 0;
     for pump in pumps {
         let _ = pump.await;
-    }
-    // The exec of crun itself failed, after it had said that all is well (a file without a format, for example).
-    if ended.code == 1
-        && let Some(text) = crun::last_message(&crun::log_of(&workload.bundle))
-        && let Some(text) = text.strip_prefix("exec container process `")
-    {
-        let text = text.replacen("`: ", ": ", 1);
-        process.publish(Source::Stderr, format!("exec {}\n", text.to_lowercase()).as_bytes()).await;
-        ended.code = 255;
     }
     process.finish_log();
     let exit = process::status(ended, oom);
