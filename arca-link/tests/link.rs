@@ -15,7 +15,7 @@ use std::{
 
 use arca_link::{Kind, Offloads, Pump, PumpConfig, RelayState};
 use arca_proto::hello::{Hello, Kind as Speaker};
-use harness::{LINK, Rig, capture, link_number, receive, send_until, wait};
+use harness::{LINK, Rig, capture, link_number, pace, receive, send_until, until, wait};
 
 #[test]
 fn pings_and_a_stream_pass_with_frames_longer_than_the_mtu() {
@@ -58,7 +58,7 @@ fn a_transfer_survives_twenty_cuts_of_the_relay_and_a_pump_that_starts_anew() {
     let mut random = 42u64;
     for cut in 0..20 {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        std::thread::sleep(Duration::from_micros(1000 + (random >> 33) % 60_000));
+        pace(Duration::from_micros(1000 + (random >> 33) % 60_000));
         drop(relay);
         if cut == 10 {
             // As arca-init does for an arca-tapfwd that was killed: same TAP, same listener, new pump.
@@ -73,9 +73,7 @@ fn a_transfer_survives_twenty_cuts_of_the_relay_and_a_pump_that_starts_anew() {
     }
     // And goes on: bytes still arrive after the last cut.
     let before = rig.counters.to_helper().bytes;
-    while rig.counters.to_helper().bytes < before + (1 << 20) {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    until("bytes after the last cut", || rig.counters.to_helper().bytes >= before + (1 << 20));
     stop.send(()).expect("a running sender");
     let (sent, received) = (sender.join().expect("sent"), receiver.join().expect("received"));
     assert_eq!(sent, received);
@@ -109,9 +107,7 @@ fn an_end_without_offloads_gets_frames_that_fit_the_mtu() {
     let receiver = receive(server);
     let (stop, stopped) = mpsc::channel();
     let sender = send_until(client, stopped);
-    while rig.counters.to_helper().bytes < 1 << 20 {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    until("a megabyte", || rig.counters.to_helper().bytes >= 1 << 20);
     stop.send(()).expect("a running sender");
     assert_eq!(sender.join().expect("sent"), receiver.join().expect("received"));
     let up = rig.container.pump().to_stream();
@@ -128,11 +124,7 @@ fn without_a_relay_frames_are_dropped_and_counted() {
     for _ in 0..300 {
         socket.send_to(b"nobody", "10.77.0.9:9").expect("a route");
     }
-    let deadline = std::time::Instant::now() + Duration::from_secs(5);
-    while rig.container.pump().to_stream().drops < before.drops + 300 {
-        assert!(std::time::Instant::now() < deadline, "{:?}", rig.container.pump().to_stream());
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    until("drops are counted", || rig.container.pump().to_stream().drops >= before.drops + 300);
     assert_eq!(rig.container.pump().to_stream().frames, 0);
 }
 
@@ -170,9 +162,7 @@ fn hostile_bytes_end_the_connection_and_nothing_else() {
         frame.extend_from_slice(&[0; 14]);
         stream.write_all(&frame).expect("written");
     }
-    while rig.helper.pump().from_stream().drops < 2 {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    until("two drops", || rig.helper.pump().from_stream().drops == 2);
     assert!(rig.helper.pump().state().linked);
 
     // Hellos that are none, of another link, of the wrong end, or cut short.

@@ -118,6 +118,21 @@ impl End {
     }
 }
 
+/// Lets time pass: pacing a load, or striking at some moment.
+#[allow(clippy::disallowed_methods, reason = "time itself is what is waited for")]
+pub fn pace(time: Duration) {
+    std::thread::sleep(time);
+}
+
+/// Waits for counters, which tell nobody when they change.
+pub fn until(what: &str, mut reached: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !reached() {
+        assert!(Instant::now() < deadline, "{what}: not within ten seconds");
+        pace(Duration::from_millis(1));
+    }
+}
+
 /// Waits for `reached` of a watched value.
 pub fn wait<T: Clone>(receiver: Receiver<T>, reached: impl FnMut(&T) -> bool) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
@@ -230,7 +245,7 @@ pub fn ping(from: &Netns, to: Ipv4Addr, count: u16, pause: Duration) -> Vec<Dura
             }
         }
         if !pause.is_zero() {
-            std::thread::sleep(pause);
+            pace(pause);
         }
     }
     times.sort();
