@@ -1,47 +1,225 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Host listeners of published ports.
+//! Published ports: what listens on the host for a container.
+//!
+//! arca-netd says which host address and port lead to which load-balancer address (VIP) of OVN's gateway router. The
+//! port is always bound here first: that reserves it, gives Docker's error when it is taken, and serves loopback, IPv6
+//! and clients on this host. Clients from elsewhere may be redirected in the kernel, which keeps their address
+//! ([`redirect`]).
+//!
+//! ```text
+//! service ── Publisher ┬─ wanted     a request after validation
+//!                      ├─ bind       sockets, and why there is none
+//!                      ├─ tcp        one task a connection: two copies, half-close carried
+//!                      ├─ udp        one task a client, ended by silence
+//!                      └─ redirect   nftables table arca_publish, for off-host clients
+//! ```
+//!
+//! The host must have a route to the VIP, which it has to the uplink of a helper machine that is a namespace. For one
+//! that is a VM, publishing is refused with a clear error.
 
-use arca_proto::{
-    dial::Address,
-    relay::v1::{Publication, PublishRequest},
-};
-use tokio::sync::watch;
-use tonic::Status;
+mod bind;
+mod datagram;
+#[cfg_attr(not(target_os = "linux"), path = "redirect_other.rs")]
+mod redirect;
+mod tcp;
+mod udp;
+mod wanted;
 
-/// Owner of all listeners.
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use arca_proto::dial::Address;
+use arca_proto::relay::v1 as proto;
+use tokio::sync::{Mutex, oneshot, watch};
+use tokio::task::JoinHandle;
+use tonic::{Code, Status};
+
+use bind::{BindError, Bound};
+use redirect::{RedirectError, Redirects};
+use udp::Limits;
+use wanted::{InvalidWanted, Wanted};
+
+/// All publications of this host.
 #[derive(Debug)]
 pub struct Publisher {
     helper: watch::Receiver<Option<Address>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    publications: BTreeMap<String, Publication>,
+    redirects: Redirects,
+}
+
+/// One published port. Its task ends by `stop`, and with it listener and connections.
+#[derive(Debug)]
+struct Publication {
+    request: proto::PublishRequest,
+    wanted: Wanted,
+    port: u16,
+    meters: Arc<Meters>,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+/// What went through the listener. Connections that the kernel redirects are not seen here.
+#[derive(Debug, Default)]
+struct Meters {
+    connections: AtomicU64,
+    bytes_in: AtomicU64,
+    bytes_out: AtomicU64,
+}
+
+/// Why a port was not published, or not cleanly withdrawn.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The request cannot be.
+    #[error("publish: {0}")]
+    Invalid(#[from] InvalidWanted),
+    /// Docker's text.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The id is in use.
+    #[error("publication {0} exists with other values; unpublish it first")]
+    Conflict(String),
+    /// No route to the VIP.
+    #[error("publishing is not implemented for a helper machine at {0}: the host has no route to its uplink")]
+    NoRoute(Address),
+    /// The rules of a publication that was withdrawn.
+    #[error("unpublish {id}")]
+    Redirect {
+        /// Publication.
+        id: String,
+        /// Cause.
+        source: RedirectError,
+    },
+}
+
+/// The one place where errors of this module become gRPC codes.
+impl From<PublishError> for Status {
+    fn from(error: PublishError) -> Self {
+        let code = match &error {
+            PublishError::Invalid(_) | PublishError::Bind(BindError::NotLocal { .. }) => Code::InvalidArgument,
+            PublishError::Bind(BindError::Allocated { .. } | BindError::InUse { .. }) => Code::AlreadyExists,
+            PublishError::Bind(BindError::Denied { .. }) => Code::PermissionDenied,
+            PublishError::Bind(BindError::NoneFree { .. }) => Code::ResourceExhausted,
+            PublishError::Conflict(_) => Code::FailedPrecondition,
+            PublishError::NoRoute(_) => Code::Unimplemented,
+            PublishError::Bind(BindError::Other { .. }) | PublishError::Redirect { .. } => Code::Internal,
+        };
+        Self::new(code, format!("{:#}", anyhow::Error::new(error)))
+    }
 }
 
 impl Publisher {
-    /// No listener yet. `helper` is where the helper machine is, once a link was opened.
+    /// Nothing published. `helper` is where the helper machine is, once known.
+    #[must_use]
     pub fn new(helper: watch::Receiver<Option<Address>>) -> Self {
-        Self { helper }
+        Self { helper, state: Mutex::default() }
     }
 
-    /// Binds the host port of `request`.
+    /// Binds the host port and serves it. The same request again gives the same publication.
     ///
     /// # Errors
-    /// As `arca.relay.v1.Relay.Publish` says.
-    pub async fn publish(&self, request: PublishRequest) -> Result<Publication, Status> {
-        let known = self.helper.borrow().is_some();
-        Err(Status::unimplemented(format!("publish {}: no listeners yet (helper known: {known})", request.id)))
+    /// A status for arca-netd. `ALREADY_EXISTS`: the port is taken, `Bind for IP:PORT failed: port is already
+    /// allocated` by another publication, `failed to bind host port for IP:PORT: CAUSE` by another process.
+    /// `INVALID_ARGUMENT`: bad values, or not an address of this host (also `failed to bind ...: CAUSE`).
+    pub async fn publish(&self, request: proto::PublishRequest) -> Result<proto::Publication, Status> {
+        Ok(self.try_publish(request, Limits::default()).await?)
     }
 
-    /// Gives a host port back; one that is not published is no error.
+    async fn try_publish(
+        &self,
+        request: proto::PublishRequest,
+        limits: Limits,
+    ) -> Result<proto::Publication, PublishError> {
+        let wanted = Wanted::try_from(&request)?;
+        let helper = self.helper.borrow().clone();
+        if let Some(address @ (Address::Vsock(_) | Address::Hybrid(_))) = helper {
+            return Err(PublishError::NoRoute(address));
+        }
+        let mut state = self.state.lock().await;
+        let State { publications, redirects } = &mut *state;
+        if let Some(present) = publications.get(&request.id) {
+            return match present.request == request {
+                true => Ok(present.message(redirects)),
+                false => Err(PublishError::Conflict(request.id)),
+            };
+        }
+        let taken: Vec<_> = publications.values().map(|p| (p.wanted.protocol, p.wanted.host, p.port)).collect();
+        let (bound, port) = bind::bind(&wanted, &taken)?;
+        let meters = Arc::<Meters>::default();
+        let (stop, stopped) = oneshot::channel();
+        let task = match bound {
+            Bound::Tcp(listener) => tokio::spawn(tcp::serve(listener, wanted.vip, Arc::clone(&meters), stopped)),
+            Bound::Udp(socket) => tokio::spawn(udp::serve(socket, wanted.vip, Arc::clone(&meters), stopped, limits)),
+        };
+        if wanted.kernel_redirect {
+            // The listener serves in any case, so a kernel that refuses is a reason in `way`, not an error.
+            redirects.add(&request.id, wanted.protocol, wanted.host, port, wanted.vip).await;
+        }
+        let id = request.id.clone();
+        let publication = Publication { request, wanted, port, meters, stop, task };
+        let message = publication.message(redirects);
+        tracing::info!(%id, port, vip = %publication.wanted.vip, way = %message.way, "published");
+        publications.insert(id, publication);
+        Ok(message)
+    }
+
+    /// Withdraws a publication: rules first, then listener and live connections, all gone when this returns. What is not
+    /// published is no error.
     ///
     /// # Errors
-    /// Kernel rules that could not be removed.
-    pub async fn unpublish(&self, _id: &str) -> Result<(), Status> {
-        Ok(())
+    /// nft could not remove the rules; listener and connections are gone all the same.
+    pub async fn unpublish(&self, id: &str) -> Result<(), Status> {
+        let mut state = self.state.lock().await;
+        let rules = state.redirects.remove(id).await;
+        if let Some(publication) = state.publications.remove(id) {
+            publication.end().await;
+            tracing::info!(%id, "unpublished");
+        }
+        rules.map_err(|source| PublishError::Redirect { id: id.to_owned(), source }.into())
     }
 
-    /// All listeners.
-    pub async fn list(&self) -> Vec<Publication> {
-        Vec::new()
+    /// All publications by id.
+    pub async fn list(&self) -> Vec<proto::Publication> {
+        let state = self.state.lock().await;
+        state.publications.values().map(|p| p.message(&state.redirects)).collect()
     }
 
-    /// Gives all host ports back.
-    pub async fn close(&self) {}
+    /// Withdraws everything; errors are named in the log.
+    pub async fn close(&self) {
+        let mut state = self.state.lock().await;
+        if let Err(error) = state.redirects.clear().await {
+            tracing::error!("{:#}", anyhow::Error::new(error).context("remove the rules of published ports"));
+        }
+        for (_, publication) in std::mem::take(&mut state.publications) {
+            publication.end().await;
+        }
+    }
 }
+
+impl Publication {
+    async fn end(self) {
+        // The task may have ended by itself, with its listener; then nobody hears this.
+        let _ = self.stop.send(());
+        // A panic in it has been printed.
+        let _ = self.task.await;
+    }
+
+    fn message(&self, redirects: &Redirects) -> proto::Publication {
+        proto::Publication {
+            request: Some(self.request.clone()),
+            host_port: self.port.into(),
+            way: redirects.way(&self.request.id),
+            connections: self.meters.connections.load(Relaxed),
+            bytes_in: self.meters.bytes_in.load(Relaxed),
+            bytes_out: self.meters.bytes_out.load(Relaxed),
+        }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests;

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+//! No kernel way: the listener serves everybody. For hosts other than Linux.
+
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddrV4};
+
+use super::wanted::Protocol;
+
+/// Never.
+pub type RedirectError = Infallible;
+
+/// Which publications asked for it, to say that they cannot have it.
+#[derive(Debug, Default)]
+pub(super) struct Redirects(std::collections::BTreeSet<String>);
+
+#[allow(clippy::unused_async)] // Same form as on Linux, where nft is run.
+impl Redirects {
+    pub(super) async fn add(&mut self, id: &str, _: Protocol, _: IpAddr, _: u16, _: SocketAddrV4) {
+        self.0.insert(id.to_owned());
+    }
+
+    pub(super) async fn remove(&mut self, id: &str) -> Result<(), RedirectError> {
+        self.0.remove(id);
+        Ok(())
+    }
+
+    pub(super) async fn clear(&mut self) -> Result<(), RedirectError> {
+        self.0.clear();
+        Ok(())
+    }
+
+    pub(super) fn way(&self, id: &str) -> String {
+        if self.0.contains(id) { "listener (this system has no nftables)" } else { "listener" }.to_owned()
+    }
+}
