@@ -87,6 +87,8 @@ pub(super) struct Engine<M> {
     wanted: BTreeMap<arca_proto::ports::LinkNumber, crate::ports::PortSpec>,
     pruned: bool,
     failures: BTreeMap<EndpointId, String>,
+    /// Generation of the snapshot that was found to be as it should be.
+    settled: Option<u64>,
     retry: Option<Instant>,
     /// The pause is over: failed ports are tried again.
     again: bool,
@@ -120,6 +122,7 @@ impl<M: Machine> Engine<M> {
             wanted: BTreeMap::new(),
             pruned: false,
             failures: BTreeMap::new(),
+            settled: None,
             retry: None,
             again: false,
         };
@@ -146,7 +149,12 @@ impl<M: Machine> Engine<M> {
                     }
                 }
                 // Cancel-safe: nothing is taken until it returns.
-                snapshot = changes.next() => if snapshot.is_none() { return },
+                snapshot = changes.next() => match snapshot {
+                    None => return,
+                    // The echo of an own transaction that has been looked at already.
+                    Some(snapshot) if Some(snapshot.generation) == self.settled => continue,
+                    Some(_) => {}
+                },
                 // Cancel-safe: an answer is taken or not.
                 done = finished.recv() => {
                     let Some(done) = done else { return };
@@ -158,8 +166,9 @@ impl<M: Machine> Engine<M> {
                     self.again = !self.failures.is_empty();
                 }
             }
-            self.reconcile().await;
+            // Marked as seen before it is looked at: what comes meanwhile wakes the task again.
             changes.current();
+            self.reconcile().await;
         }
     }
 
@@ -262,6 +271,7 @@ impl<M: Machine> Engine<M> {
             let wanted = rows(&config, &self.state.desired, &learned);
             let changes = diff(&observed, &wanted, self.state.scope());
             if changes.is_empty() {
+                self.settled = Some(snapshot.generation);
                 let names = NameTable::new(&self.state.desired, &learned);
                 self.names.send_if_modified(|now| {
                     let differs = **now != names;

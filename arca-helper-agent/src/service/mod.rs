@@ -5,6 +5,8 @@
 mod convert;
 mod engine;
 mod host;
+#[cfg(test)]
+mod live_tests;
 mod machine;
 mod observe;
 mod ports;
