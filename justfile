@@ -52,8 +52,7 @@ down: hosts
 
 # Play the story on an engine of its own, with the real docker CLI; cleans up
 demo *arguments: build test-image
-    cargo build --locked --release -p arca-tests --bin demo
-    {{ target }}/release/demo "$@"
+    tests/demo/run "$@"
 
 # Run every test: prepares with network, then tests without; ends with the count
 test *arguments:
