@@ -138,11 +138,7 @@ impl Store {
     ///
     /// # Errors
     /// [`ImageError::Invalid`] for a broken archive; then nothing was added to the index.
-    pub fn load(
-        &self,
-        tar: impl Read + 'static,
-        progress: &mut dyn FnMut(String),
-    ) -> Result<Vec<String>, ImageError> {
+    pub fn load(&self, tar: impl Read + 'static, progress: &mut dyn FnMut(String)) -> Result<Vec<String>, ImageError> {
         let spool = self.work_directory()?;
         let mut loaded = Vec::new();
         for found in archive::read(tar, spool.path())? {

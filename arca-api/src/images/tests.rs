@@ -131,9 +131,8 @@ fn removal_speaks_docker_and_shared_layers_stay() {
 fn an_imported_tar_is_an_image_with_its_changes() {
     let (_root, store) = store();
     let tar = layer_tar(&[("bin/sh", b"#!")]);
-    let id = store
-        .import(std::io::Cursor::new(tar), Some("imp"), "hello", &["CMD [\"sh\"]".to_owned()])
-        .expect("import");
+    let id =
+        store.import(std::io::Cursor::new(tar), Some("imp"), "hello", &["CMD [\"sh\"]".to_owned()]).expect("import");
     let image = store.resolve("imp:latest").expect("named");
     assert_eq!(image.id, id);
     assert_eq!(image.raw_config().pointer("/config/Cmd/0").and_then(|c| c.as_str()), Some("sh"));

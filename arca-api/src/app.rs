@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Makes every part of arca-api, in reading order, and serves until shutdown.
+
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    sync::{Arc, Mutex},
+};
+
+use anyhow::{Context as _, anyhow};
+use arca_daemon::{
+    config::Config,
+    exit::{Failure, Fatal},
+    shutdown::Shutdown,
+};
+use arca_proto::listen::{Listener, bind_unix};
+use nix::unistd::Group;
+use sha2::{Digest, Sha256};
+use tokio::net::UnixListener;
+
+use crate::{
+    containers::{Record, adopt, exec::Execs, index::Index},
+    engine::Engine,
+    events::Bus,
+    http::server,
+    images, machines, netd, routes,
+    store::{Documents, Store},
+    volumes::{Volume, Volumes},
+};
+
+/// Serves the Docker Engine API.
+///
+/// # Errors
+/// A [`Fatal`] or another error in one line; nothing listens then.
+pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
+    // The socket first: it tells a second engine apart before anything of the first is touched.
+    let listener = bind_docker_socket(&config.paths.docker_socket)?;
+    let machines = Arc::new(machines::RealMachines::new(config)?);
+    let engine_netd = netd::connect(&config.paths.netd_socket());
+    let (engine, records) = build(config, machines, engine_netd)?;
+    adopt::adopt(&engine, records).await;
+    let in_step = tokio::spawn(netd::keep_in_step(engine.clone()));
+    tracing::info!(socket = %config.paths.docker_socket.display(), "serving the Docker Engine API");
+    server::serve(listener, routes::router(engine), shutdown.wait()).await;
+    in_step.abort();
+    // Containers go on; their machines are found again by the next arca-api.
+    let _ = std::fs::remove_file(&config.paths.docker_socket);
+    Ok(())
+}
+
+/// Builds the engine and gives the stored containers for adoption. Nothing runs yet.
+///
+/// # Errors
+/// Folders that cannot be made, a database in use or a document that cannot be read.
+pub fn build(
+    config: &Config,
+    machines: Arc<dyn machines::Boot>,
+    netd: netd::Netd,
+) -> anyhow::Result<(Arc<Engine>, Vec<Record>)> {
+    let paths = config.paths.clone();
+    for folder in [paths.data.join("containers"), paths.data.join("volumes"), paths.run.join("m")] {
+        std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    }
+    let (store, documents) = Store::open(&paths.data.join("api.db"))
+        .map_err(|error| Fatal::new(Failure::AlreadyRunning, error.to_string()))?;
+    let (records, volumes) = read(documents)?;
+    let images = images::Store::open(&paths.data.join("images")).context("open the image store")?;
+    let identity = Sha256::digest(paths.data.to_string_lossy().as_bytes());
+    let hex: String = identity.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let engine = Engine {
+        volumes: Volumes::new(&paths.data.join("volumes"), store.clone(), volumes),
+        store,
+        images,
+        containers: Index::default(),
+        execs: Execs::default(),
+        netd,
+        machines,
+        events: Bus::default(),
+        cgroup_parent: format!("arca/{}", &hex[..8]),
+        id: format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]),
+        attached: Mutex::new(BTreeSet::new()),
+        paths,
+    };
+    Ok((Arc::new(engine), records))
+}
+
+fn read(documents: Documents) -> anyhow::Result<(Vec<Record>, Vec<Volume>)> {
+    let (mut records, mut volumes) = (Vec::new(), Vec::new());
+    for (kind, id, json) in documents {
+        let within = || format!("the stored {kind} {id} (written by another version?)");
+        match kind.as_str() {
+            "container" => records.push(serde_json::from_str(&json).with_context(within)?),
+            "volume" => volumes.push(serde_json::from_str(&json).with_context(within)?),
+            _ => return Err(anyhow!("the database holds a document of the unknown kind {kind}")),
+        }
+    }
+    Ok((records, volumes))
+}
+
+/// Binds the docker socket, mode 0660, for the group `arca` if it exists.
+fn bind_docker_socket(path: &Path) -> anyhow::Result<UnixListener> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(|error| {
+            Fatal::new(
+                Failure::Privileges,
+                format!("create {}: {error} (run as root, or set ARCA_HOME)", folder.display()),
+            )
+        })?;
+    }
+    let listener = bind_unix(path, 0o660).map_err(|error| {
+        let (failure, hint) = match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                (Failure::SocketTaken, " (another engine? stop it, or set ARCA_HOME or socketPath)")
+            }
+            std::io::ErrorKind::PermissionDenied => (Failure::Privileges, " (run as root, or set ARCA_HOME)"),
+            _ => (Failure::General, ""),
+        };
+        Fatal::new(failure, format!("listen on {}: {error}{hint}", path.display()))
+    })?;
+    if let Ok(Some(group)) = Group::from_name("arca") {
+        nix::unistd::chown(path, None, Some(group.gid))
+            .with_context(|| format!("give {} to the group arca", path.display()))?;
+    }
+    match listener {
+        Listener::Unix(listener) => Ok(listener),
+        #[cfg(target_os = "linux")]
+        Listener::Vsock(_) => Err(anyhow!("a path gave a vsock listener")),
+    }
+}

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `docker create`: everything is checked, then the record is stored. Nothing runs and no network is touched.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde::Deserialize;
+
+use crate::{
+    containers::{Container, Record, files, mounts, names, networks, signals},
+    docker::{config::ContainerConfig, host_config::HostConfig, network::EndpointSettings, ports::Port, time::now},
+    engine::Engine,
+    http::{ApiError, ApiResult},
+};
+
+/// Body of `POST /containers/create`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct CreateRequest {
+    /// The portable part.
+    #[serde(flatten)]
+    pub config: ContainerConfig,
+    /// The host-dependent part.
+    pub host_config: HostConfig,
+    /// Wished networks.
+    pub networking_config: NetworkingConfig,
+}
+
+/// `NetworkingConfig` of the body.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct NetworkingConfig {
+    /// By network name; `null` is a fault.
+    pub endpoints_config: BTreeMap<String, Option<EndpointSettings>>,
+}
+
+fn validate(config: &ContainerConfig, host: &HostConfig) -> ApiResult<()> {
+    if !config.working_dir.is_empty() && !config.working_dir.starts_with('/') {
+        return Err(ApiError::bad_request(format!(
+            "the working directory '{}' is invalid, it needs to be an absolute path",
+            config.working_dir
+        )));
+    }
+    if let Some(entry) = config.env.iter().flatten().find(|entry| entry.is_empty() || entry.starts_with('=')) {
+        return Err(ApiError::bad_request(format!("invalid environment variable: {entry}")));
+    }
+    if !config.stop_signal.is_empty() {
+        signals::parse(&config.stop_signal)?;
+    }
+    if config.hostname.len() > 63 {
+        return Err(ApiError::bad_request(format!("invalid hostname format: {}", config.hostname)));
+    }
+    for key in config.exposed_ports.keys() {
+        Port::parse(key)?;
+    }
+    if config.healthcheck.as_ref().is_some_and(|check| {
+        let test = check["Test"].as_array();
+        test.is_some_and(|test| test.first().is_some_and(|word| !matches!(word.as_str(), Some("NONE" | ""))))
+    }) {
+        return Err(ApiError::absent("a health check"));
+    }
+    // Whatever start would refuse about ports is refused here.
+    crate::docker::ports::bindings(&host.port_bindings, config.exposed_ports.keys(), false)?;
+    host.validate()
+}
+
+/// Creates a container; `name` is "" when the user chose none.
+///
+/// # Errors
+/// 400, 404 `No such image: …`, 409 for a taken name, 501.
+pub async fn create(engine: &Arc<Engine>, name: &str, request: CreateRequest) -> ApiResult<Arc<Container>> {
+    let CreateRequest { mut config, host_config: mut host, networking_config } = request;
+    if config == ContainerConfig::default() {
+        return Err(ApiError::bad_request("config cannot be empty in order to create a container"));
+    }
+    if !name.is_empty() {
+        names::check(name)?;
+    }
+    let images = engine.images.clone();
+    let reference = config.image.clone();
+    let image = Engine::blocking(move || images.resolve(&reference).map_err(Into::into)).await?;
+    config.merge_image(&crate::routes::images::config_of(&image));
+    host.normalise();
+    validate(&config, &host)?;
+    if config.command_line().is_empty() {
+        return Err(ApiError::bad_request("no command specified"));
+    }
+    for key in host.port_bindings.keys() {
+        let key = Port::parse(key)?.key();
+        config.exposed_ports.entry(key).or_insert_with(|| serde_json::json!({}));
+    }
+    let id = names::new_id();
+    if config.hostname.is_empty() {
+        config.hostname = if host.network_mode == "host" { host_name() } else { id[..12].to_owned() };
+    }
+    let wished = networks::wishes(&host.network_mode, networking_config.endpoints_config, &config.mac_address)?;
+    let mut record = Record {
+        id: id.clone(),
+        created: now(),
+        image_id: image.id,
+        layers: image.layers,
+        config,
+        host,
+        networks: wished,
+        ..Record::default()
+    };
+    files::validate(&record)?;
+    record.name = reserve(engine, name, &id)?;
+    let made = finish(engine, record.clone()).await;
+    if made.is_err() {
+        engine.containers.release(&record.name);
+        let _ = std::fs::remove_dir_all(engine.folder(&id));
+    }
+    made
+}
+
+fn reserve(engine: &Engine, name: &str, id: &str) -> ApiResult<String> {
+    if !name.is_empty() {
+        let name = names::check(name)?;
+        engine.containers.reserve(&name, id)?;
+        return Ok(name);
+    }
+    let mut attempt = 0;
+    loop {
+        let name = names::random(attempt);
+        match engine.containers.reserve(&name, id) {
+            Ok(()) => return Ok(name),
+            Err(error) if attempt > 100 => return Err(error),
+            Err(_) => attempt += 1,
+        }
+    }
+}
+
+async fn finish(engine: &Arc<Engine>, mut record: Record) -> ApiResult<Arc<Container>> {
+    let (points, anonymous) = mounts::resolve(engine, &record.config, &record.host).await?;
+    record.mounts = points;
+    record.anonymous_volumes = anonymous;
+    let folder = engine.folder(&record.id);
+    for part in ["upper", "work"] {
+        std::fs::create_dir_all(folder.join(part))?;
+    }
+    let container = Container::new(record);
+    container.update(engine, |_| ()).await?;
+    engine.containers.insert(container.clone());
+    container.emit(engine, "create", &[]);
+    Ok(container)
+}
+
+fn host_name() -> String {
+    nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_body_is_one_flat_object() {
+        let body = serde_json::json!({
+            "Image": "busybox", "Cmd": ["true"], "HostConfig": {"Memory": 1, "NetworkMode": "n"},
+            "NetworkingConfig": {"EndpointsConfig": {"n": {"Aliases": ["a"]}, "nil": null}},
+        });
+        let request: CreateRequest = serde_json::from_value(body).expect("body");
+        assert_eq!(request.config.image, "busybox");
+        assert_eq!(request.host_config.memory, 1);
+        assert_eq!(request.networking_config.endpoints_config["nil"], None);
+    }
+
+    #[test]
+    fn faults_of_the_configuration() {
+        let config = ContainerConfig { working_dir: "x".into(), ..ContainerConfig::default() };
+        assert_eq!(
+            validate(&config, &HostConfig::default()).expect_err("relative").message,
+            "the working directory 'x' is invalid, it needs to be an absolute path"
+        );
+        let config = ContainerConfig { env: Some(vec!["=x".into()]), ..ContainerConfig::default() };
+        assert!(validate(&config, &HostConfig::default()).is_err());
+    }
+}

@@ -1,0 +1,419 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A container's attachments: made at start and by connect, removed at exit and by disconnect. arca-netd decides
+//! addresses and names; here is only which container wants which network.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use arca_proto::netd::v1 as netd;
+
+use crate::{
+    containers::{Container, Record, files, record::Attachment},
+    docker::network::EndpointSettings,
+    engine::Engine,
+    http::{ApiError, ApiResult},
+    machines::Live,
+    netd::observe,
+};
+
+/// Prefix of every network failure at start.
+const SET_UP: &str = "failed to set up container networking";
+
+/// The three names that are always there; without embedded DNS and without `--ip`.
+pub fn is_predefined(name: &str) -> bool {
+    matches!(name, "bridge" | "host" | "none")
+}
+
+/// 127.0.0.11 answers in this container: it is on a network that a user made.
+pub fn on_user_network(record: &Record) -> bool {
+    record.networks.keys().any(|name| !is_predefined(name))
+}
+
+/// The wishes of create: by network name.
+///
+/// # Errors
+/// 400 for endpoint settings that make no sense, 501 for `container:` mode.
+pub fn wishes(
+    mode: &str,
+    endpoints: BTreeMap<String, Option<EndpointSettings>>,
+    container_wide_mac: &str,
+) -> ApiResult<BTreeMap<String, Attachment>> {
+    if let Some(target) = mode.strip_prefix("container:") {
+        if target.is_empty() {
+            return Err(ApiError::bad_request("invalid network mode: invalid container format container:<name|id>"));
+        }
+        return Err(ApiError::absent("--network container:ID"));
+    }
+    let mut networks = BTreeMap::new();
+    for (name, settings) in endpoints {
+        let name = if name == "default" { "bridge".to_owned() } else { name };
+        let Some(settings) = settings else {
+            return Err(ApiError::bad_request(format!("invalid config for network {name}: EndpointsConfig is nil")));
+        };
+        check_wish(&name, &settings)?;
+        networks.insert(name, Attachment::wished(settings));
+    }
+    if networks.is_empty() {
+        networks.insert(mode.to_owned(), Attachment::default());
+    }
+    if !container_wide_mac.is_empty() {
+        if !crate::docker::network::is_mac(container_wide_mac) {
+            return Err(ApiError::bad_request(format!(
+                "invalid config for network {mode}: invalid MAC address {container_wide_mac}"
+            )));
+        }
+        if let Some(main) = networks.get_mut(mode) {
+            if main.mac_asked && main.settings.mac_address != container_wide_mac {
+                return Err(ApiError::bad_request(
+                    "the container-wide MAC address must match the endpoint-specific MAC address for the main network, or be left empty",
+                ));
+            }
+            main.settings.mac_address = container_wide_mac.to_owned();
+            main.mac_asked = true;
+        }
+    }
+    Ok(networks)
+}
+
+fn check_wish(name: &str, settings: &EndpointSettings) -> ApiResult<()> {
+    let within = |error: ApiError| error.within(&format!("invalid config for network {name}"));
+    settings.validate().map_err(within)?;
+    let asks_address = settings
+        .ipam_config
+        .as_ref()
+        .is_some_and(|ipam| !ipam.ipv4_address.is_empty() || !ipam.ipv6_address.is_empty());
+    if is_predefined(name) && asks_address {
+        return Err(within(ApiError::bad_request(
+            "invalid endpoint settings:\nuser specified IP address is supported on user defined networks only",
+        )));
+    }
+    if is_predefined(name) && settings.aliases.as_ref().is_some_and(|aliases| !aliases.is_empty()) {
+        return Err(within(ApiError::bad_request(
+            "invalid endpoint settings:\nnetwork-scoped alias is supported only for containers in user defined networks",
+        )));
+    }
+    if settings.links.as_ref().is_some_and(|links| !links.is_empty()) {
+        return Err(ApiError::absent("--link"));
+    }
+    Ok(())
+}
+
+/// What is asked of arca-netd for one network. Once attached, the network's id is meant, not its name: a new network of
+/// the same name is another one.
+pub fn request(record: &Record, name: &str, wish: &Attachment, live: Option<&Live>) -> netd::AttachRequest {
+    let ipam = wish.settings.ipam_config.clone().unwrap_or_default();
+    let network = if wish.settings.network_id.is_empty() { name.to_owned() } else { wish.settings.network_id.clone() };
+    netd::AttachRequest {
+        network,
+        machine_id: live.map(|_| record.id.clone()).unwrap_or_default(),
+        machine: live.map(|live| live.machine.address().into()),
+        workload_id: record.id.clone(),
+        workload_name: record.name.clone(),
+        hostname: record.config.hostname.clone(),
+        aliases: wish.settings.aliases.clone().unwrap_or_default(),
+        ipv4: ipam.ipv4_address,
+        ipv6: ipam.ipv6_address,
+        link_local: ipam.link_local_ips,
+        mac: if wish.mac_asked { wish.settings.mac_address.clone() } else { String::new() },
+        gateway_priority: wish.settings.gw_priority,
+        driver_options: wish.settings.driver_opts.clone().unwrap_or_default().into_iter().collect(),
+    }
+}
+
+/// Network names in the order of interfaces: the mode's network first, then by name.
+pub fn order(record: &Record) -> Vec<String> {
+    let mode = &record.host.network_mode;
+    let first = record.networks.keys().filter(|name| *name == mode);
+    first.chain(record.networks.keys().filter(|name| *name != mode)).cloned().collect()
+}
+
+/// Makes every endpoint of a container that starts, then publishes its ports; on failure all is undone.
+///
+/// # Errors
+/// `failed to set up container networking: …` with arca-netd's status.
+pub async fn set_up(engine: &Engine, container: &Container, record: &mut Record, live: &Live) -> ApiResult<()> {
+    let exclusive = record.networks.keys().any(|name| matches!(name.as_str(), "host" | "none"));
+    if exclusive && record.networks.len() > 1 {
+        let text = if record.networks.contains_key("host") {
+            "cannot connect container to host network - container must be created in host network mode"
+        } else {
+            "container cannot be connected to multiple networks with one of the networks in private (none) mode"
+        };
+        return Err(ApiError::bad_request(format!("{SET_UP}: {text}")));
+    }
+    engine.set_attached(&record.id, true);
+    let result = set_up_all(engine, container, record, live, exclusive).await;
+    if result.is_err() {
+        tear_down(engine, container, record).await;
+    }
+    result.map_err(|error| error.within(SET_UP))
+}
+
+async fn set_up_all(
+    engine: &Engine,
+    container: &Container,
+    record: &mut Record,
+    live: &Live,
+    exclusive: bool,
+) -> ApiResult<()> {
+    if exclusive {
+        return Ok(());
+    }
+    let mut netd = engine.netd.clone();
+    for name in order(record) {
+        let wish = record.networks.get(&name).cloned().unwrap_or_default();
+        let endpoint = netd.attach(request(record, &name, &wish, Some(live))).await?.into_inner();
+        let mut settings = wish.settings;
+        observe(&mut settings, &endpoint);
+        // A network given by id prefix is shown under its name.
+        record.networks.remove(&name);
+        record.networks.insert(endpoint.network_name.clone(), Attachment { settings, mac_asked: wish.mac_asked });
+        emit(engine, container, "connect", &endpoint.network_id, &endpoint.network_name).await;
+    }
+    let bindings = crate::docker::ports::bindings(
+        &record.host.port_bindings,
+        record.config.exposed_ports.keys(),
+        record.host.publish_all_ports,
+    )?;
+    record.published.clear();
+    if !bindings.is_empty() {
+        let request = netd::PublishPortsRequest { workload_id: record.id.clone(), bindings };
+        for port in netd.publish_ports(request).await?.into_inner().ports {
+            let key = crate::docker::ports::published_key(&port);
+            record.published.entry(key).or_default().push(crate::docker::host_config::PortBinding {
+                host_ip: port.host_ip,
+                host_port: port.host_port.to_string(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Removes every endpoint and published port of a container that has ended. Goes on where it can: what arca-netd
+/// cannot remove now it removes at the next full sync.
+pub async fn tear_down(engine: &Engine, container: &Container, record: &mut Record) {
+    let request = netd::DetachWorkloadRequest { workload_id: record.id.clone() };
+    engine.set_attached(&record.id, false);
+    let exclusive = record.networks.keys().any(|name| matches!(name.as_str(), "host" | "none"));
+    if !exclusive {
+        match engine.netd.clone().detach_workload(request).await {
+            Ok(_) => {
+                for (name, network) in &record.networks {
+                    if !network.settings.endpoint_id.is_empty() {
+                        emit(engine, container, "disconnect", &network.settings.network_id, name).await;
+                    }
+                }
+            }
+            Err(status) => {
+                tracing::warn!(
+                    container_id = record.id,
+                    error = status.message(),
+                    "endpoints stay until arca-netd is in step"
+                );
+            }
+        }
+    }
+    for network in record.networks.values_mut() {
+        let mac_asked = network.mac_asked;
+        network.settings.clear_observed(mac_asked);
+    }
+    record.published.clear();
+}
+
+async fn emit(engine: &Engine, container: &Container, action: &str, id: &str, name: &str) {
+    let driver = if is_predefined(name) {
+        match name {
+            "host" => "host".to_owned(),
+            "none" => "null".to_owned(),
+            _ => "bridge".to_owned(),
+        }
+    } else {
+        let network = engine.netd.clone().get_network(netd::GetNetworkRequest { name_or_id: id.to_owned() }).await;
+        network
+            .ok()
+            .and_then(|network| network.into_inner().spec)
+            .map_or_else(|| "bridge".to_owned(), |spec| spec.driver)
+    };
+    let attributes = BTreeMap::from([
+        ("container".to_owned(), container.id.clone()),
+        ("name".to_owned(), name.to_owned()),
+        ("type".to_owned(), driver),
+    ]);
+    engine.events.emit("network", action, id, attributes);
+}
+
+fn refuse_modes(record: &Record, network: &str) -> ApiResult<()> {
+    if record.is_host_network() {
+        return Err(ApiError::bad_request(
+            "container sharing network namespace with another container or host cannot be connected to any other network",
+        ));
+    }
+    if network == "host" {
+        return Err(ApiError::bad_request(
+            "cannot connect container to host network - container must be created in host network mode",
+        ));
+    }
+    if record.networks.contains_key("none") || network == "none" {
+        return Err(ApiError::bad_request(
+            "container cannot be connected to multiple networks with one of the networks in private (none) mode",
+        ));
+    }
+    Ok(())
+}
+
+/// `docker network connect`: at once if the container runs, else at its next start.
+///
+/// # Errors
+/// Docker's, as in the checklist of connect.
+pub async fn connect(
+    engine: &Arc<Engine>,
+    container: &Arc<Container>,
+    network: &str,
+    settings: EndpointSettings,
+) -> ApiResult<()> {
+    let _op = container.ops.lock().await;
+    let mut record = container.record();
+    settings.validate()?;
+    if settings.links.as_ref().is_some_and(|links| !links.is_empty()) {
+        return Err(ApiError::absent("--link"));
+    }
+    let wish = Attachment::wished(settings);
+    let mut netd = engine.netd.clone();
+    let live = container.live().filter(|_| record.state.is_running());
+    let Some(live) = live else {
+        // Stopped: what can be checked is checked, an unknown network is stored all the same.
+        refuse_modes(&record, network)?;
+        let (name, id) = match netd.check_attachment(request(&record, network, &wish, None)).await {
+            Ok(answer) => {
+                let answer = answer.into_inner();
+                (answer.network_name, answer.network_id)
+            }
+            Err(status) if status.code() == tonic::Code::NotFound => (network.to_owned(), String::new()),
+            Err(status) => return Err(status.into()),
+        };
+        refuse_modes(&record, &name)?;
+        let mut wish = wish;
+        wish.settings.network_id = id;
+        wish.settings.dns_names = (!is_predefined(&name)).then(|| dns_names(&record, &wish));
+        container.update(engine, |record| record.networks.insert(name, wish)).await?;
+        return Ok(());
+    };
+    let known = netd.get_network(netd::GetNetworkRequest { name_or_id: network.to_owned() }).await?.into_inner();
+    let name = known.spec.map(|spec| spec.name).unwrap_or_default();
+    refuse_modes(&record, &name)?;
+    if record.networks.contains_key(&name) {
+        return Err(ApiError::forbidden(format!(
+            "endpoint with name {} already exists in network {name}",
+            record.name
+        )));
+    }
+    let mut wish = wish;
+    wish.settings.network_id = known.id;
+    let endpoint = netd.attach(request(&record, &name, &wish, Some(&live))).await?.into_inner();
+    observe(&mut wish.settings, &endpoint);
+    record.networks.insert(name.clone(), wish.clone());
+    container.update(engine, |record| record.networks.insert(name.clone(), wish)).await?;
+    files::write_hosts(&record, &engine.folder(&container.id))?;
+    emit(engine, container, "connect", &endpoint.network_id, &name).await;
+    Ok(())
+}
+
+fn dns_names(record: &Record, wish: &Attachment) -> Vec<String> {
+    let aliases = wish.settings.aliases.iter().flatten().map(String::as_str);
+    let mut names: Vec<String> = Vec::new();
+    for name in [record.name.as_str()].into_iter().chain(aliases).chain([record.short_id(), &record.config.hostname]) {
+        if !name.is_empty() && !names.iter().any(|known| known == name) {
+            names.push(name.to_owned());
+        }
+    }
+    names
+}
+
+/// `docker network disconnect`.
+///
+/// # Errors
+/// 500 `container … is not connected to network …`, and arca-netd's.
+pub async fn disconnect(engine: &Arc<Engine>, container: &Arc<Container>, network: &str, force: bool) -> ApiResult<()> {
+    let _op = container.ops.lock().await;
+    let mut record = container.record();
+    if record.is_host_network() {
+        return Err(ApiError::bad_request(
+            "cannot disconnect container from host network - container was created in host network mode",
+        ));
+    }
+    let mut netd = engine.netd.clone();
+    let known = netd.get_network(netd::GetNetworkRequest { name_or_id: network.to_owned() }).await;
+    let running = record.state.is_running();
+    let not_connected = |name: &str| {
+        let article = if running && !force { "" } else { "the " };
+        ApiError::internal(format!("container {} is not connected to {article}network {name}", record.id))
+    };
+    let (id, name) = match known {
+        Ok(known) => {
+            let known = known.into_inner();
+            (known.id, known.spec.map(|spec| spec.name).unwrap_or_default())
+        }
+        Err(status) if force && status.code() == tonic::Code::NotFound => return Err(not_connected(network)),
+        Err(status) => return Err(status.into()),
+    };
+    if !record.networks.contains_key(&name) {
+        return Err(not_connected(&name));
+    }
+    if running && name != "none" {
+        netd.detach(netd::DetachRequest { network: id.clone(), workload_id: record.id.clone(), force }).await?;
+    }
+    record.networks.remove(&name);
+    container.update(engine, |record| record.networks.remove(&name)).await?;
+    if running {
+        files::write_hosts(&record, &engine.folder(&container.id))?;
+        emit(engine, container, "disconnect", &id, &name).await;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_of_networks_wins_over_the_mode() {
+        let endpoints = BTreeMap::from([("np_s".to_owned(), Some(EndpointSettings::default()))]);
+        let joined = wishes("bridge", endpoints, "").expect("wishes");
+        assert_eq!(joined.keys().collect::<Vec<_>>(), ["np_s"]);
+        let alone = wishes("bridge", BTreeMap::new(), "").expect("wishes");
+        assert_eq!(alone.keys().collect::<Vec<_>>(), ["bridge"]);
+        let default = BTreeMap::from([("default".to_owned(), Some(EndpointSettings::default()))]);
+        assert_eq!(wishes("bridge", default, "").expect("wishes").keys().collect::<Vec<_>>(), ["bridge"]);
+    }
+
+    #[test]
+    fn faulty_wishes_are_refused_in_dockers_words() {
+        let nil = BTreeMap::from([("np_s".to_owned(), None)]);
+        assert_eq!(
+            wishes("np_s", nil, "").expect_err("nil").message,
+            "invalid config for network np_s: EndpointsConfig is nil"
+        );
+        let aliases = EndpointSettings { aliases: Some(vec!["a".into()]), ..EndpointSettings::default() };
+        assert_eq!(
+            wishes("bridge", BTreeMap::from([("bridge".to_owned(), Some(aliases))]), "").expect_err("alias").message,
+            "invalid config for network bridge: invalid endpoint settings:\nnetwork-scoped alias is supported only for containers in user defined networks"
+        );
+        assert_eq!(
+            wishes("bridge", BTreeMap::new(), "zz").expect_err("mac").message,
+            "invalid config for network bridge: invalid MAC address zz"
+        );
+        assert_eq!(
+            wishes("container:", BTreeMap::new(), "").expect_err("empty").message,
+            "invalid network mode: invalid container format container:<name|id>"
+        );
+    }
+
+    #[test]
+    fn the_modes_network_gets_the_first_interface() {
+        let mut record = Record::default();
+        record.host.network_mode = "m".into();
+        for name in ["a", "m", "z"] {
+            record.networks.insert(name.into(), Attachment::default());
+        }
+        assert_eq!(order(&record), ["m", "a", "z"]);
+    }
+}

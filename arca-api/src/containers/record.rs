@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The durable part of a container: one JSON document.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::docker::{
+    config::ContainerConfig,
+    host_config::{HostConfig, PortBinding},
+    network::EndpointSettings,
+};
+
+/// Where a container is in its life. Names are Docker's `State.Status`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Never started.
+    #[default]
+    Created,
+    /// Its process runs.
+    Running,
+    /// Its processes are frozen.
+    Paused,
+    /// Ended; a restart policy will start it again.
+    Restarting,
+    /// Ended.
+    Exited,
+    /// Removal failed half-way; only remove is left.
+    Dead,
+}
+
+impl Status {
+    /// Docker's word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Restarting => "restarting",
+            Self::Exited => "exited",
+            Self::Dead => "dead",
+        }
+    }
+}
+
+/// State as inspect shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct State {
+    pub status: Status,
+    pub pid: u32,
+    pub exit_code: i64,
+    pub error: String,
+    pub oom_killed: bool,
+    /// Nanoseconds since the Unix epoch, 0 for never.
+    pub started_at: i64,
+    /// As above.
+    pub finished_at: i64,
+    /// A user stopped it: no restart policy applies until it is started again.
+    pub stopped_by_user: bool,
+}
+
+impl State {
+    /// A process exists: running or paused.
+    pub fn is_running(&self) -> bool {
+        matches!(self.status, Status::Running | Status::Paused)
+    }
+}
+
+/// An attachment as wished and as observed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// What inspect shows.
+    pub settings: EndpointSettings,
+    /// The MAC address is the user's own, not netd's choice.
+    pub mac_asked: bool,
+}
+
+impl Attachment {
+    /// A wish not yet fulfilled.
+    pub fn wished(settings: EndpointSettings) -> Self {
+        let settings = settings.wishes();
+        Self { mac_asked: !settings.mac_address.is_empty(), settings }
+    }
+}
+
+/// One mount from outside, as inspect shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+#[allow(missing_docs)]
+pub struct MountPoint {
+    /// "bind" or "volume".
+    #[serde(rename = "Type")]
+    pub kind: String,
+    /// Volume name; empty for binds.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub name: String,
+    pub source: PathBuf,
+    pub destination: String,
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub driver: String,
+    pub mode: String,
+    #[serde(rename = "RW")]
+    pub rw: bool,
+    pub propagation: String,
+}
+
+/// Everything of a container that must survive arca-api.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Record {
+    pub id: String,
+    /// Without the leading slash.
+    pub name: String,
+    /// Nanoseconds since the Unix epoch.
+    pub created: i64,
+    /// `sha256:…`.
+    pub image_id: String,
+    /// Folders of the image's layers, topmost first.
+    pub layers: Vec<PathBuf>,
+    /// Merged with the image's.
+    pub config: ContainerConfig,
+    pub host: HostConfig,
+    /// By network name.
+    pub networks: BTreeMap<String, Attachment>,
+    pub mounts: Vec<MountPoint>,
+    /// Names of the anonymous volumes made for this container.
+    pub anonymous_volumes: Vec<String>,
+    /// Published ports while running: `80/tcp` to host address and port.
+    pub published: BTreeMap<String, Vec<PortBinding>>,
+    pub state: State,
+    pub restart_count: u32,
+}
+
+impl Record {
+    /// First 12 digits of the id.
+    pub fn short_id(&self) -> &str {
+        self.id.get(..12).unwrap_or(&self.id)
+    }
+
+    /// The container has no network of its own making: host, none.
+    pub fn is_host_network(&self) -> bool {
+        self.host.network_mode == "host"
+    }
+}

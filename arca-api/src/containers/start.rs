@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `docker start`: machine, networks, ports, files, workload, waiting attach clients, process. In this order, and
+//! undone from the back when a step fails.
+
+use std::{sync::Arc, time::Duration};
+
+use arca_proto::init::v1 as init;
+use tonic::Code;
+
+use crate::{
+    containers::{Container, Record, Status, exit, files, networks, remove},
+    docker::time::now,
+    engine::Engine,
+    http::{ApiError, ApiResult},
+    machines::Live,
+    spec::{self, BindMount},
+};
+
+/// What start did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Started {
+    /// The process runs now.
+    Yes,
+    /// It ran already: 304.
+    Already,
+}
+
+/// Starts a container.
+///
+/// # Errors
+/// Docker's texts; the container is what it was, but for `State.Error` and `State.ExitCode`.
+pub async fn start(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResult<Started> {
+    let op = container.ops.lock().await;
+    match container.with(|record| record.state.status) {
+        Status::Running => return Ok(Started::Already),
+        Status::Paused => return Err(ApiError::conflict("cannot start a paused container, try unpause instead")),
+        Status::Dead => {
+            return Err(ApiError::conflict("container is marked for removal and cannot be started"));
+        }
+        Status::Created | Status::Exited | Status::Restarting => {}
+    }
+    let started = start_locked(engine, container).await;
+    drop(op);
+    if let Err(error) = &started {
+        container.clients.dismiss();
+        let message = error.message.clone();
+        let code = failure_code(&message);
+        let _ = container
+            .update(engine, |record| {
+                record.state.error = message;
+                if record.state.exit_code == 0 || record.state.status == Status::Created {
+                    record.state.exit_code = code;
+                }
+                if record.state.status == Status::Restarting {
+                    record.state.status = Status::Exited;
+                }
+            })
+            .await;
+        container.phase.send_modify(|phase| {
+            phase.exits += 1;
+            phase.exit_code = code;
+        });
+        if container.with(|record| record.host.auto_remove) {
+            if let Err(error) = remove::remove(engine, container, remove::Options::auto()).await {
+                tracing::warn!(container_id = container.id, %error, "a container that could not start stays");
+            }
+        }
+    }
+    started.map(|()| Started::Yes)
+}
+
+/// Exit code that Docker gives a container that could not start.
+fn failure_code(message: &str) -> i64 {
+    if message.contains("executable file not found") || message.contains("no such file or directory") {
+        127
+    } else if message.contains("permission denied") || message.contains("is a directory") {
+        126
+    } else {
+        128
+    }
+}
+
+async fn start_locked(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResult<()> {
+    let mut record = container.record();
+    let folder = engine.folder(&record.id);
+    remove_if_there(&folder.join("exit.json"))?;
+    let machine = engine
+        .machines
+        .launch(&record.id, record.is_host_network())
+        .await
+        .map_err(|text| ApiError::internal(format!("failed to start the container's machine: {text}")))?;
+    let live = Live::new(machine);
+    let result = bring_up(engine, container, &mut record, &live).await;
+    if let Err(error) = result {
+        networks::tear_down(engine, container, &mut record).await;
+        if let Err(text) = live.machine.destroy(Duration::ZERO).await {
+            tracing::warn!(container_id = record.id, error = text, "the machine of a failed start");
+        }
+        return Err(error);
+    }
+    container.set_live(Some(live.clone()));
+    let stored = container
+        .update(engine, |stored| {
+            stored.state = record.state.clone();
+            stored.networks = record.networks.clone();
+            stored.published = record.published.clone();
+        })
+        .await;
+    if let Err(error) = stored {
+        // Not on disk is not started: nobody would find it again.
+        networks::tear_down(engine, container, &mut record).await;
+        container.set_live(None);
+        if let Err(text) = live.machine.destroy(Duration::ZERO).await {
+            tracing::warn!(container_id = record.id, error = text, "the machine of a failed start");
+        }
+        return Err(error);
+    }
+    container.phase.send_modify(|phase| phase.running = true);
+    container.emit(engine, "start", &[]);
+    exit::watch(engine.clone(), container.clone(), live);
+    Ok(())
+}
+
+async fn bring_up(engine: &Arc<Engine>, container: &Arc<Container>, record: &mut Record, live: &Live) -> ApiResult<()> {
+    networks::set_up(engine, container, record, live).await?;
+    let folder = engine.folder(&record.id);
+    files::write_all(record, &folder, networks::on_user_network(record))?;
+    let request = workload(engine, record)?;
+    let mut init = live.init.clone();
+    let created = init.create_workload(request).await.map_err(|status| runtime_error(&status))?.into_inner();
+    container.clients.serve_waiting(live, &record.id).await;
+    let started = init
+        .start_workload(init::StartWorkloadRequest { workload_id: record.id.clone() })
+        .await
+        .map_err(|status| runtime_error(&status))?
+        .into_inner();
+    record.state.status = Status::Running;
+    record.state.pid = created.pid;
+    record.state.exit_code = 0;
+    record.state.error.clear();
+    record.state.oom_killed = false;
+    record.state.stopped_by_user = false;
+    record.state.started_at = if started.started_at_ns > 0 { started.started_at_ns } else { now() };
+    Ok(())
+}
+
+/// Docker's wording of what the runtime refused; the CLI takes its exit code (125, 126, 127) from it.
+fn runtime_error(status: &tonic::Status) -> ApiError {
+    let text = format!(
+        "failed to create task for container: failed to create shim task: OCI runtime create failed: unable to start container process: {}: unknown",
+        status.message()
+    );
+    match status.code() {
+        Code::NotFound | Code::PermissionDenied | Code::InvalidArgument | Code::FailedPrecondition => {
+            ApiError::bad_request(text)
+        }
+        _ => ApiError::internal(text),
+    }
+}
+
+fn workload(engine: &Engine, record: &Record) -> ApiResult<init::CreateWorkloadRequest> {
+    let folder = engine.folder(&record.id);
+    let mounts = bind_mounts(engine, record);
+    let upper = folder.join("upper");
+    let root: Vec<_> = [upper.clone()].into_iter().chain(record.layers.iter().cloned()).collect();
+    let input =
+        spec::Input { id: &record.id, config: &record.config, host: &record.host, mounts: &mounts, root: &root };
+    let spec = spec::compose(&input).map_err(|error| ApiError::bad_request(error.to_string()))?;
+    let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
+    let [rows, columns] = record.host.console_size;
+    Ok(init::CreateWorkloadRequest {
+        workload_id: record.id.clone(),
+        oci_spec: spec.to_string().into_bytes(),
+        root: Some(init::OverlayRoot {
+            lower_directories: record.layers.iter().map(|layer| text(layer)).collect(),
+            upper_directory: text(&upper),
+            work_directory: text(&folder.join("work")),
+        }),
+        state_directory: text(&folder),
+        stdin: record.config.open_stdin,
+        terminal: record.config.tty,
+        rows,
+        columns,
+        log_output: true,
+        cgroup_path: format!("{}/{}", engine.cgroup_parent, record.id),
+        stdin_once: record.config.stdin_once,
+    })
+}
+
+/// Binds and volumes, then the three generated files where the user did not mount his own.
+pub fn bind_mounts(engine: &Engine, record: &Record) -> Vec<BindMount> {
+    let user = record.mounts.iter().map(|point| BindMount {
+        source: point.source.clone(),
+        target: point.destination.clone(),
+        read_only: !point.rw,
+        propagation: if point.propagation.is_empty() { "rprivate".into() } else { point.propagation.clone() },
+    });
+    let folder = engine.folder(&record.id);
+    let own = files::paths(&folder)
+        .filter(|(_, target)| !record.mounts.iter().any(|point| point.destination == *target))
+        .map(|(source, target)| BindMount {
+            source,
+            target: target.to_owned(),
+            read_only: record.host.readonly_rootfs,
+            propagation: "rprivate".into(),
+        });
+    user.chain(own.collect::<Vec<_>>()).collect()
+}
+
+fn remove_if_there(path: &std::path::Path) -> std::io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_carry_the_text_that_the_cli_derives_its_exit_code_from() {
+        let missing = runtime_error(&tonic::Status::not_found("exec: \"x\": executable file not found in $PATH"));
+        assert_eq!(missing.status.as_u16(), 400);
+        assert!(missing.message.ends_with("exec: \"x\": executable file not found in $PATH: unknown"));
+        assert_eq!(failure_code(&missing.message), 127);
+        assert_eq!(failure_code("exec: \"/etc\": permission denied"), 126);
+        assert_eq!(failure_code("anything"), 128);
+    }
+}

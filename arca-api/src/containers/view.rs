@@ -1,0 +1,331 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Containers as `inspect` and `ps` show them.
+
+use std::{collections::BTreeMap, path::Path};
+
+use serde_json::{Map, Value, json};
+
+use crate::{
+    containers::{Container, Record, Status},
+    docker::{
+        ports::Port,
+        time::{human, now, rfc3339},
+    },
+    engine::Engine,
+    http::{ApiError, ApiResult, filters::Filters},
+};
+
+/// `GET /containers/ID/json`.
+pub fn inspect(engine: &Engine, container: &Container) -> Value {
+    let record = container.record();
+    let folder = engine.folder(&record.id);
+    let path = |name: &str| if record.state.started_at == 0 { String::new() } else { text(&folder.join(name)) };
+    let command = record.config.command_line();
+    let execs = engine.execs.of(&record.id);
+    let name = format!("/{}", record.name);
+    json!({
+        "Id": record.id,
+        "Created": rfc3339(record.created),
+        "Path": command.first(),
+        "Args": command.get(1..).unwrap_or_default(),
+        "State": state(&record),
+        "Image": record.image_id,
+        "ResolvConfPath": path("resolv.conf"),
+        "HostnamePath": path("hostname"),
+        "HostsPath": path("hosts"),
+        "LogPath": path("output.log"),
+        "Name": name,
+        "RestartCount": record.restart_count,
+        "Driver": "overlay2",
+        "Platform": "linux",
+        "MountLabel": "",
+        "ProcessLabel": "",
+        "AppArmorProfile": "",
+        "ExecIDs": if execs.is_empty() { Value::Null } else { json!(execs) },
+        "HostConfig": record.host,
+        "GraphDriver": {
+            "Data": {
+                "ID": record.id,
+                "LowerDir": record.layers.iter().map(|layer| text(layer)).collect::<Vec<_>>().join(":"),
+                "MergedDir": text(&folder.join("bundle/rootfs")),
+                "UpperDir": text(&folder.join("upper")),
+                "WorkDir": text(&folder.join("work")),
+            },
+            "Name": "overlay2",
+        },
+        "Mounts": mounts(&record),
+        "Config": record.config,
+        "NetworkSettings": network_settings(&record, &text(&engine.paths.machine_sockets(&record.id))),
+    })
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+fn state(record: &Record) -> Value {
+    let state = &record.state;
+    json!({
+        "Status": state.status.word(),
+        "Running": state.is_running() || state.status == Status::Restarting,
+        "Paused": state.status == Status::Paused,
+        "Restarting": state.status == Status::Restarting,
+        "OOMKilled": state.oom_killed,
+        "Dead": state.status == Status::Dead,
+        "Pid": state.pid,
+        "ExitCode": state.exit_code,
+        "Error": state.error,
+        "StartedAt": rfc3339(state.started_at),
+        "FinishedAt": rfc3339(state.finished_at),
+    })
+}
+
+fn mounts(record: &Record) -> Value {
+    json!(record.mounts)
+}
+
+fn network_settings(record: &Record, sandbox: &str) -> Value {
+    let running = record.state.is_running();
+    let mut ports = Map::new();
+    if running {
+        let mut keys: BTreeMap<String, Value> = BTreeMap::new();
+        for key in record.config.exposed_ports.keys().filter_map(|key| Port::parse(key).ok()) {
+            keys.insert(key.key(), Value::Null);
+        }
+        for (key, hosts) in &record.published {
+            keys.insert(key.clone(), json!(hosts));
+        }
+        ports.extend(keys);
+    }
+    let networks: Map<String, Value> =
+        record.networks.iter().map(|(name, network)| (name.clone(), json!(network.settings))).collect();
+    // The flat fields mirror the default bridge only.
+    let bridge = record.networks.get("bridge").map(|network| network.settings.clone()).unwrap_or_default();
+    let (id, key) = if running { (record.id.as_str(), sandbox) } else { ("", "") };
+    json!({
+        "Bridge": "",
+        "SandboxID": id,
+        "SandboxKey": key,
+        "Ports": ports,
+        "HairpinMode": false,
+        "LinkLocalIPv6Address": "",
+        "LinkLocalIPv6PrefixLen": 0,
+        "SecondaryIPAddresses": null,
+        "SecondaryIPv6Addresses": null,
+        "EndpointID": bridge.endpoint_id,
+        "Gateway": bridge.gateway,
+        "GlobalIPv6Address": bridge.global_ipv6_address,
+        "GlobalIPv6PrefixLen": bridge.global_ipv6_prefix_len,
+        "IPAddress": bridge.ip_address,
+        "IPPrefixLen": bridge.ip_prefix_len,
+        "IPv6Gateway": bridge.ipv6_gateway,
+        "MacAddress": bridge.mac_address,
+        "Networks": networks,
+    })
+}
+
+/// "Up 5 seconds", "Exited (0) 3 minutes ago", …
+pub fn status_text(record: &Record, now: i64) -> String {
+    let state = &record.state;
+    let since = |ns: i64| human((now - ns) / 1_000_000_000);
+    match state.status {
+        Status::Running => format!("Up {}", since(state.started_at)),
+        Status::Paused => format!("Up {} (Paused)", since(state.started_at)),
+        Status::Restarting => format!("Restarting ({}) {} ago", state.exit_code, since(state.finished_at)),
+        Status::Created => "Created".into(),
+        Status::Dead => "Dead".into(),
+        Status::Exited => format!("Exited ({}) {} ago", state.exit_code, since(state.finished_at)),
+    }
+}
+
+/// One entry of `GET /containers/json`.
+fn summary(record: &Record, now: i64) -> Value {
+    let command = record.config.command_line();
+    // Docker quotes arguments with spaces.
+    let command: Vec<String> =
+        command.iter().map(|word| if word.contains(' ') { format!("'{word}'") } else { word.clone() }).collect();
+    let networks: Map<String, Value> = record
+        .networks
+        .iter()
+        .map(|(name, network)| {
+            let mut settings = network.settings.clone();
+            settings.dns_names = None;
+            (name.clone(), json!(settings))
+        })
+        .collect();
+    json!({
+        "Id": record.id,
+        "Names": [format!("/{}", record.name)],
+        "Image": record.config.image,
+        "ImageID": record.image_id,
+        "Command": command.join(" "),
+        "Created": record.created / 1_000_000_000,
+        "Ports": ports(record),
+        "Labels": record.config.labels,
+        "State": record.state.status.word(),
+        "Status": status_text(record, now),
+        "HostConfig": {"NetworkMode": record.host.network_mode},
+        "NetworkSettings": {"Networks": networks},
+        "Mounts": mounts(record),
+    })
+}
+
+fn ports(record: &Record) -> Vec<Value> {
+    if !record.state.is_running() {
+        return Vec::new();
+    }
+    let mut out = Vec::new();
+    for port in record.config.exposed_ports.keys().filter_map(|key| Port::parse(key).ok()) {
+        let kind = port.protocol.name();
+        match record.published.get(&port.key()) {
+            Some(hosts) => {
+                for host in hosts {
+                    out.push(json!({
+                        "IP": host.host_ip, "PrivatePort": port.number,
+                        "PublicPort": host.host_port.parse::<u16>().unwrap_or(0), "Type": kind,
+                    }));
+                }
+            }
+            None => out.push(json!({"PrivatePort": port.number, "Type": kind})),
+        }
+    }
+    out
+}
+
+/// Filter keys that `GET /containers/json` knows.
+const FILTERS: &[&str] = &[
+    "ancestor",
+    "before",
+    "exited",
+    "expose",
+    "health",
+    "id",
+    "is-task",
+    "isolation",
+    "label",
+    "name",
+    "network",
+    "publish",
+    "since",
+    "status",
+    "volume",
+];
+
+/// `GET /containers/json`.
+///
+/// # Errors
+/// 400 for a filter that cannot be read.
+pub fn list(engine: &Engine, query: &crate::http::query::Query) -> ApiResult<Vec<Value>> {
+    let filters = Filters::from_query(query, FILTERS)?;
+    for key in ["health", "isolation", "is-task", "expose", "publish"] {
+        if !filters.values(key).is_empty() {
+            return Err(ApiError::absent(&format!("the container filter \"{key}\"")));
+        }
+    }
+    for status in filters.values("status") {
+        if !["created", "running", "paused", "restarting", "removing", "exited", "dead"].contains(&status.as_str()) {
+            return Err(ApiError::bad_request(format!("invalid filter 'status={status}'")));
+        }
+    }
+    let exited = filters
+        .values("exited")
+        .iter()
+        .map(|code| code.parse::<i64>().map_err(|_| ApiError::bad_request(format!("invalid filter 'exited={code}'"))))
+        .collect::<ApiResult<Vec<_>>>()?;
+    let reference = |key: &str| {
+        filters
+            .values(key)
+            .first()
+            .map(|name| engine.container(name).map(|found| found.with(|record| record.created)))
+            .transpose()
+    };
+    let (before, since) = (reference("before")?, reference("since")?);
+    let limit = query.integer("limit")?.filter(|limit| *limit > 0).and_then(|limit| usize::try_from(limit).ok());
+    // Asking for a state, or for the last few, is asking for those that do not run too.
+    let all = query.flag("all") || limit.is_some() || !filters.values("status").is_empty() || !exited.is_empty();
+    let images: Vec<String> = filters
+        .values("ancestor")
+        .iter()
+        .map(|name| engine.images.resolve(name).map_or_else(|_| name.clone(), |image| image.id))
+        .collect();
+    let now = now();
+    let chosen = engine.containers.all().into_iter().map(|container| container.record()).filter(|record| {
+        (all || record.state.is_running())
+            && before.is_none_or(|time| record.created < time)
+            && since.is_none_or(|time| record.created > time)
+            && (images.is_empty() || images.contains(&record.image_id))
+            && (exited.is_empty() || record.state.status == Status::Exited && exited.contains(&record.state.exit_code))
+            && filters.any("status", |wanted| wanted == record.state.status.word())
+            && filters.any("id", |wanted| record.id.starts_with(wanted.as_str()))
+            && filters.any("name", |wanted| name_matches(&record.name, wanted))
+            && filters.any("network", |wanted| {
+                record.networks.iter().any(|(name, network)| {
+                    name == wanted || !wanted.is_empty() && network.settings.network_id.starts_with(wanted.as_str())
+                })
+            })
+            && filters.any("volume", |wanted| {
+                record.mounts.iter().any(|mount| {
+                    mount.name == *wanted || mount.destination == *wanted || text(&mount.source) == *wanted
+                })
+            })
+            && filters.labels("label", &record.config.labels)
+    });
+    Ok(chosen.take(limit.unwrap_or(usize::MAX)).map(|record| summary(&record, now)).collect())
+}
+
+/// Docker takes a regular expression; anchors and plain text are what people write.
+fn name_matches(name: &str, wanted: &str) -> bool {
+    let (start, rest) = match wanted.strip_prefix('^') {
+        Some(rest) => (true, rest),
+        None => (false, wanted),
+    };
+    let (end, rest) = match rest.strip_suffix('$') {
+        Some(rest) => (true, rest),
+        None => (false, rest),
+    };
+    let rest = rest.strip_prefix('/').unwrap_or(rest);
+    match (start, end) {
+        (true, true) => name == rest,
+        (true, false) => name.starts_with(rest),
+        (false, true) => name.ends_with(rest),
+        (false, false) => name.contains(rest),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_reads_as_dockers() {
+        let mut record = Record::default();
+        assert_eq!(status_text(&record, 0), "Created");
+        record.state.status = Status::Running;
+        record.state.started_at = 1;
+        assert_eq!(status_text(&record, 5_000_000_001), "Up 5 seconds");
+        record.state.status = Status::Paused;
+        assert_eq!(status_text(&record, 5_000_000_001), "Up 5 seconds (Paused)");
+        record.state.status = Status::Exited;
+        record.state.exit_code = 137;
+        record.state.finished_at = 1;
+        assert_eq!(status_text(&record, 120_000_000_001), "Exited (137) 2 minutes ago");
+    }
+
+    #[test]
+    fn names_match_with_anchors() {
+        assert!(name_matches("web1", "web") && name_matches("web1", "^/web1$") && name_matches("web1", "1$"));
+        assert!(!name_matches("web1", "^web$"));
+    }
+
+    #[test]
+    fn a_stopped_container_has_no_ports_and_no_sandbox() {
+        let mut record = Record::default();
+        record.config.exposed_ports.insert("80/tcp".into(), json!({}));
+        let stopped = network_settings(&record, "/run/x");
+        assert_eq!((stopped["Ports"].clone(), stopped["SandboxKey"].as_str()), (json!({}), Some("")));
+        record.state.status = Status::Running;
+        let running = network_settings(&record, "/run/x");
+        assert_eq!(running["Ports"], json!({"80/tcp": null}));
+        assert_eq!(running["SandboxKey"], "/run/x");
+    }
+}

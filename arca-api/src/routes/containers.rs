@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `/containers/*`, but for attach and exec.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{Extension, Path, State},
+    http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+    routing::{delete, get, post},
+};
+use bytes::Bytes;
+use serde_json::{Value, json};
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::{
+    containers::{
+        create::{self, CreateRequest},
+        logs::{self, LogOptions},
+        networks,
+        remove::{self, Options},
+        start::{self, Started},
+        stop::{self, Condition},
+        view,
+    },
+    engine::{Engine, detached},
+    http::{
+        ApiError, ApiResult,
+        filters::Filters,
+        frame::ApiVersion,
+        hijack,
+        json::{self as body, Empty},
+        query::Query,
+    },
+};
+
+type Shared = State<Arc<Engine>>;
+
+/// Routes of this file.
+pub fn router() -> Router<Arc<Engine>> {
+    Router::new()
+        .route("/containers/json", get(list))
+        .route("/containers/create", post(create_container))
+        .route("/containers/prune", post(prune))
+        .route("/containers/{id}/json", get(inspect))
+        .route("/containers/{id}/start", post(start_container))
+        .route("/containers/{id}/stop", post(stop_container))
+        .route("/containers/{id}/restart", post(restart))
+        .route("/containers/{id}/kill", post(kill))
+        .route("/containers/{id}/pause", post(pause))
+        .route("/containers/{id}/unpause", post(unpause))
+        .route("/containers/{id}/rename", post(rename))
+        .route("/containers/{id}/wait", post(wait))
+        .route("/containers/{id}/logs", get(container_logs))
+        .route("/containers/{id}", delete(remove_container))
+}
+
+async fn list(State(engine): Shared, query: Query) -> ApiResult<Json<Vec<Value>>> {
+    view::list(&engine, &query).map(Json)
+}
+
+async fn inspect(State(engine): Shared, Path(id): Path<String>) -> ApiResult<Json<Value>> {
+    let container = engine.container(&id)?;
+    Ok(Json(view::inspect(&engine, &container)))
+}
+
+async fn create_container(
+    State(engine): Shared,
+    query: Query,
+    headers: HeaderMap,
+    request_body: Body,
+) -> ApiResult<(StatusCode, Json<Value>)> {
+    let request: CreateRequest = body::read(&headers, request_body, Empty::Fault).await?;
+    let container = detached(async move { create::create(&engine, query.get("name"), request).await }).await?;
+    Ok((StatusCode::CREATED, Json(json!({"Id": container.id, "Warnings": []}))))
+}
+
+fn done(changed: bool) -> StatusCode {
+    if changed { StatusCode::NO_CONTENT } else { StatusCode::NOT_MODIFIED }
+}
+
+async fn start_container(State(engine): Shared, Path(id): Path<String>) -> ApiResult<StatusCode> {
+    let container = engine.container(&id)?;
+    let started = detached(async move { start::start(&engine, &container).await }).await?;
+    Ok(done(started == Started::Yes))
+}
+
+fn seconds(query: &Query) -> ApiResult<Option<i64>> {
+    query.integer("t")
+}
+
+async fn stop_container(State(engine): Shared, Path(id): Path<String>, query: Query) -> ApiResult<StatusCode> {
+    let container = engine.container(&id)?;
+    let seconds = seconds(&query)?;
+    let stopped = detached(async move { stop::stop(&engine, &container, query.get("signal"), seconds).await }).await?;
+    Ok(done(stopped))
+}
+
+async fn restart(State(engine): Shared, Path(id): Path<String>, query: Query) -> ApiResult<StatusCode> {
+    let container = engine.container(&id)?;
+    let seconds = seconds(&query)?;
+    detached(async move { stop::restart(&engine, &container, query.get("signal"), seconds).await }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn kill(State(engine): Shared, Path(id): Path<String>, query: Query) -> ApiResult<StatusCode> {
+    let container = engine.container(&id)?;
+    detached(async move { stop::kill(&engine, &container, &id, query.get("signal")).await }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn pause(State(engine): Shared, Path(id): Path<String>) -> ApiResult<StatusCode> {
+    let container = engine.container(&id)?;
+    detached(async move { stop::pause(&engine, &container).await }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn unpause(State(engine): Shared, Path(id): Path<String>) -> ApiResult<StatusCode> {
+    let container = engine.container(&id)?;
+    detached(async move { stop::unpause(&engine, &container).await }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn rename(State(engine): Shared, Path(id): Path<String>, query: Query) -> ApiResult<StatusCode> {
+    let container = engine.container(&id)?;
+    detached(async move { stop::rename(&engine, &container, query.get("name")).await }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The headers leave at once: `docker run` starts the container only when it has them.
+async fn wait(State(engine): Shared, Path(id): Path<String>, query: Query) -> ApiResult<Response> {
+    let container = engine.container(&id)?;
+    let condition = Condition::parse(query.get("condition"))?;
+    let code = stop::wait(&container, condition);
+    let answer = futures_util::stream::once(async move {
+        let text = json!({"StatusCode": code.await}).to_string() + "\n";
+        Ok::<_, std::convert::Infallible>(Bytes::from(text))
+    });
+    Ok(([(CONTENT_TYPE, "application/json")], Body::from_stream(answer)).into_response())
+}
+
+async fn container_logs(
+    State(engine): Shared,
+    Extension(version): Extension<ApiVersion>,
+    Path(id): Path<String>,
+    query: Query,
+) -> ApiResult<Response> {
+    let container = engine.container(&id)?;
+    let raw = container.with(|record| record.config.tty);
+    let options = LogOptions::from_query(&query, raw)?;
+    let receiver = logs::stream(&container, &engine.folder(&container.id).join("output.log"), options);
+    Ok(([(CONTENT_TYPE, content_type(raw, version))], Body::from_stream(ReceiverStream::new(receiver))).into_response())
+}
+
+/// Before 1.42 every stream was called raw.
+pub(crate) fn content_type(raw: bool, version: ApiVersion) -> &'static str {
+    if raw || version < ApiVersion::v1(42) { hijack::RAW } else { hijack::MULTIPLEXED }
+}
+
+async fn remove_container(State(engine): Shared, Path(id): Path<String>, query: Query) -> ApiResult<StatusCode> {
+    if query.flag("link") {
+        return Err(ApiError::absent("container rm --link"));
+    }
+    let container = engine.container(&id)?;
+    let options = Options { force: query.flag("force"), volumes: query.flag("v") };
+    detached(async move { remove::remove(&engine, &container, options).await }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn prune(State(engine): Shared, query: Query) -> ApiResult<Json<Value>> {
+    let filters = Filters::from_query(&query, &["label", "label!", "until"])?;
+    if !filters.values("label!").is_empty() || !filters.values("until").is_empty() {
+        return Err(ApiError::absent("this filter of container prune"));
+    }
+    let mut deleted = Vec::new();
+    for container in engine.containers.all() {
+        let chosen = container.with(|record| {
+            !record.state.is_running()
+                && record.state.status != crate::containers::Status::Restarting
+                && filters.labels("label", &record.config.labels)
+        });
+        if !chosen {
+            continue;
+        }
+        let engine = engine.clone();
+        let id = container.id.clone();
+        detached(async move { remove::remove(&engine, &container, Options { force: false, volumes: true }).await })
+            .await?;
+        deleted.push(id);
+    }
+    let deleted = if deleted.is_empty() { Value::Null } else { json!(deleted) };
+    Ok(Json(json!({"ContainersDeleted": deleted, "SpaceReclaimed": 0})))
+}
+
+/// `POST /networks/{id}/connect` and `disconnect` end here: they are verbs of the container.
+pub(crate) async fn connect(
+    engine: Arc<Engine>,
+    network: String,
+    container: &str,
+    settings: crate::docker::network::EndpointSettings,
+) -> ApiResult<()> {
+    if container.is_empty() {
+        return Err(ApiError::bad_request("invalid name or ID supplied: \"\""));
+    }
+    let container = engine.container(container)?;
+    detached(async move { networks::connect(&engine, &container, &network, settings).await }).await
+}
+
+/// See [`connect`].
+pub(crate) async fn disconnect(engine: Arc<Engine>, network: String, container: &str, force: bool) -> ApiResult<()> {
+    let found = engine.container(container);
+    if force && found.is_err() {
+        return Err(ApiError::not_found(format!("endpoint {container} not found")));
+    }
+    let container = found?;
+    detached(async move { networks::disconnect(&engine, &container, &network, force).await }).await
+}
