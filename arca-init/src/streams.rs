@@ -4,10 +4,7 @@
 use std::{
     fs,
     io::{self, IoSliceMut},
-    os::{
-        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
-        unix::net::UnixListener,
-    },
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
     path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
@@ -23,15 +20,19 @@ use nix::{
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
+    net::UnixListener,
     sync::watch,
 };
 
-use crate::{crun::ChildStreams, error::InitError, log::Source, output::Hub};
+use crate::{crun::ChildStreams, error::InitError, log::Source, output::Hub, spec::Size};
 
 /// Bytes read at once, and so the largest message to a client.
 const CHUNK: usize = 32 * 1024;
 /// How long a terminal may hold back its end: another process may have it open.
 const TERMINAL_DRAIN: Duration = Duration::from_secs(2);
+
+/// How long crun may take to send a terminal.
+const CONSOLE: Duration = Duration::from_secs(10);
 
 /// A descriptor that the runtime watches.
 pub(crate) type Watched = Arc<AsyncFd<OwnedFd>>;
@@ -89,7 +90,6 @@ impl Console {
     pub(crate) fn listen(path: PathBuf) -> Result<Self, InitError> {
         let _ = fs::remove_file(&path);
         let listener = UnixListener::bind(&path).map_err(InitError::file("listen for a terminal on", &path))?;
-        listener.set_nonblocking(true).map_err(InitError::file("listen for a terminal on", &path))?;
         Ok(Self { path, listener })
     }
 
@@ -102,27 +102,58 @@ impl Console {
         ChildStreams { input: Stdio::null(), output: Stdio::null(), error: Stdio::null() }
     }
 
-    /// Takes the terminal that crun, which has ended well, has sent.
-    pub(crate) fn receive(&self) -> Result<Streams, InitError> {
-        let receive = || -> io::Result<Streams> {
-            let (socket, _) = self.listener.accept()?;
-            let mut text = [0; 256];
-            let mut control = nix::cmsg_space!([RawFd; 1]);
-            let mut parts = [IoSliceMut::new(&mut text)];
-            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-            let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
-            let mut master = None;
-            for part in message.cmsgs()? {
-                if let ControlMessageOwned::ScmRights(numbers) = part {
-                    // SAFETY: the kernel has just made these for us, and nothing else knows them.
-                    master = numbers.into_iter().map(|number| unsafe { OwnedFd::from_raw_fd(number) }).next_back();
-                }
+    /// Runs crun (`run`) and takes the terminal that it sends meanwhile, at once, so that the process finds its size.
+    pub(crate) async fn receive_from<T>(
+        &self,
+        size: Size,
+        run: impl Future<Output = Result<T, InitError>>,
+    ) -> Result<(T, Streams), InitError> {
+        let receive = async {
+            let streams = self.receive().await.map_err(InitError::file("receive a terminal on", &self.path))?;
+            if let Streams::Terminal(terminal) = &streams
+                && size.rows > 0
+                && size.columns > 0
+                && let Err(error) = resize(terminal, size.rows, size.columns)
+            {
+                tracing::warn!(%error, "the terminal's first size cannot be set");
             }
-            let master = master.ok_or_else(|| io::Error::other("no descriptor in crun's message"))?;
-            Ok(Streams::Terminal(watch_fd(master, Interest::READABLE | Interest::WRITABLE)?))
+            Ok(streams)
         };
-        receive().map_err(InitError::file("receive a terminal on", &self.path))
+        tokio::pin!(receive, run);
+        tokio::select! {
+            // Neither is dropped half-way: the other branch goes on with it.
+            streams = &mut receive => {
+                let streams = streams?;
+                Ok((run.await?, streams))
+            }
+            done = &mut run => {
+                let done = done?;
+                // Sent before crun ended, so it is in the socket's queue.
+                Ok((done, receive.await?))
+            }
+        }
     }
+
+    async fn receive(&self) -> io::Result<Streams> {
+        let (socket, _) = tokio::time::timeout(CONSOLE, self.listener.accept()).await??;
+        let master = socket.async_io(Interest::READABLE, || receive_descriptor(socket.as_raw_fd())).await?;
+        Ok(Streams::Terminal(watch_fd(master, Interest::READABLE | Interest::WRITABLE)?))
+    }
+}
+
+fn receive_descriptor(socket: RawFd) -> io::Result<OwnedFd> {
+    let mut text = [0; 256];
+    let mut control = nix::cmsg_space!([RawFd; 1]);
+    let mut parts = [IoSliceMut::new(&mut text)];
+    let message = recvmsg::<()>(socket, &mut parts, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let mut received = None;
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(numbers) = part {
+            // SAFETY: the kernel has just made these for us, and nothing else knows them.
+            received = numbers.into_iter().map(|number| unsafe { OwnedFd::from_raw_fd(number) }).next_back();
+        }
+    }
+    received.ok_or_else(|| io::Error::other("no descriptor in crun's message"))
 }
 
 impl Drop for Console {

@@ -157,17 +157,16 @@ impl Workloads {
         let log = state_directory.join("output.log");
         let log = request.log_output.then(|| Log::open(&log).map_err(InitError::file("open", &log))).transpose()?;
         let executable = spec.executable();
-        let (streams, pid) = if request.terminal {
+        let (pid, streams) = if request.terminal {
             let console = self.console()?;
             let child = Console::child_streams();
-            let pid = self.crun.create(id, bundle, Some(console.path()), child, &executable).await?;
-            (console.receive()?, pid)
+            let create = self.crun.create(id, bundle, Some(console.path()), child, &executable);
+            console.receive_from(size, create).await?
         } else {
             let (streams, child) = streams::pipes(request.stdin).map_err(InitError::file("make pipes for", bundle))?;
-            (streams, self.crun.create(id, bundle, None, child, &executable).await?)
+            (self.crun.create(id, bundle, None, child, &executable).await?, streams)
         };
         let ended = self.reaper.expect(pid);
-        set_size(&streams, size);
         let (process, pumps) = Process::new(pid, streams, request.stdin, log, false);
         let parts = Parts {
             id: id.clone(),
@@ -211,11 +210,10 @@ impl Workloads {
         let (json, executable) = spec::process(&request.oci_process, request.terminal, size)?;
         let folder = workload.bundle.join(format!("exec-{}", self.counter.fetch_add(1, Ordering::Relaxed)));
         fs::create_dir(&folder).map_err(InitError::file("make folder", &folder))?;
-        let made = self.run_exec(request, &workload, &folder, &json, &executable).await;
+        let made = self.run_exec(request, &workload, &folder, &json, &executable, size).await;
         let _ = fs::remove_dir_all(&folder);
         let (pid, streams) = made?;
         let ended = self.reaper.expect(pid);
-        set_size(&streams, size);
         // Its client attaches after this answers: until then its output waits in the pipe.
         let (process, pumps) = Process::new(pid, streams, request.stdin, None, true);
         let task = tokio::spawn(attend_exec(Arc::clone(&process), ended, pumps));
@@ -231,14 +229,15 @@ impl Workloads {
         folder: &Path,
         json: &[u8],
         executable: &str,
+        size: Size,
     ) -> Result<(u32, Streams), InitError> {
         let file = folder.join("process.json");
         fs::write(&file, json).map_err(InitError::file("write", &file))?;
         if request.terminal {
             let console = self.console()?;
             let child = Console::child_streams();
-            let pid = self.crun.exec(&workload.id, folder, Some(console.path()), child, executable).await?;
-            return Ok((pid, console.receive()?));
+            let exec = self.crun.exec(&workload.id, folder, Some(console.path()), child, executable);
+            return console.receive_from(size, exec).await;
         }
         let (streams, child) = streams::pipes(request.stdin).map_err(InitError::file("make pipes for", folder))?;
         let pid = self.crun.exec(&workload.id, folder, None, child, executable).await?;
@@ -401,16 +400,6 @@ pub(crate) async fn sweep(run: &Path) -> io::Result<Vec<String>> {
         fs::remove_file(note)?;
     }
     Ok(failures)
-}
-
-fn set_size(streams: &Streams, size: Size) {
-    if let Streams::Terminal(terminal) = streams
-        && size.rows > 0
-        && size.columns > 0
-        && let Err(error) = streams::resize(terminal, size.rows, size.columns)
-    {
-        tracing::warn!(%error, "the terminal's first size cannot be set");
-    }
 }
 
 /// Sees a workload's first process to its end.

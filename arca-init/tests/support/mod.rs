@@ -30,10 +30,12 @@ const BUSYBOX: &str = "/bin/busybox";
 pub fn private(name: &str, test: impl Future<Output = ()>) {
     if std::env::var_os(INSIDE).is_none() {
         if let Some(reason) = unsuitable() {
-            println!("SKIP {name}: {reason}");
+            eprintln!("SKIP {name}: {reason}");
             return;
         }
-        let tag = format!("{:x}", std::process::id() ^ u32::try_from(name.len()).expect("short") << 24);
+        // Unique in this process by the name, on this machine by the process.
+        let sum = name.bytes().fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+        let tag = format!("{:x}-{sum:x}", std::process::id());
         let inside = Command::new("unshare")
             .args(["-n", "-m", "-p", "--fork", "--kill-child", "--mount-proc"])
             .arg(std::env::current_exe().expect("own path"))
