@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A container for tests: a network namespace with an eth0 whose frames go through a real link into the helper machine.
+//! Sockets of the test are opened inside it.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use arca_link::{Kind, Pump, PumpConfig, Tap, TapConfig};
+use arca_proto::dial::dial;
+use arca_proto::hello::Hello;
+use arca_proto::ports::LinkNumber;
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
+use hickory_proto::rr::{Name, RecordType};
+use tokio::io::AsyncWriteExt;
+
+use crate::machine::{Machine, run};
+
+const TIMEOUT: Duration = Duration::from_secs(1);
+
+pub struct Container {
+    holder: Child,
+    namespace: File,
+    _pump: Pump,
+    pub ip: Ipv4Addr,
+}
+
+/// Runs something in a network namespace; what it opens stays there.
+fn within<T: Send>(namespace: Option<&File>, what: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let inside = move || {
+            if let Some(namespace) = namespace {
+                nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            }
+            what()
+        };
+        scope.spawn(inside).join().unwrap()
+    })
+}
+
+impl Container {
+    /// Joins link `link` with an eth0 that has this MAC, address and gateway.
+    pub async fn start(link: u32, mac: [u8; 6], address: &str, gateway: Option<Ipv4Addr>) -> Self {
+        let holder = Command::new("unshare").args(["--net", "sleep", "200"]).stdin(Stdio::null()).spawn().unwrap();
+        let path = format!("/proc/{}/ns/net", holder.id());
+        let own = std::fs::read_link("/proc/self/ns/net").unwrap();
+        let started = Instant::now();
+        while std::fs::read_link(&path).unwrap() == own {
+            assert!(started.elapsed() < Duration::from_secs(5));
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let namespace = File::open(&path).unwrap();
+        let open = || Tap::open(&TapConfig { name: "eth0", mac: Some(mac), mtu: 1442 }).unwrap();
+        let tap = within(Some(&namespace), open);
+        let number = LinkNumber::try_from(link).unwrap();
+        let socket = format!("/tmp/c{link}.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let pump = Pump::start(PumpConfig::new(number, Kind::Container, tap, listener.into())).unwrap();
+        tokio::spawn(async move {
+            let mut helper = dial(&Machine::address(), number.helper_port()).await.unwrap();
+            let mut container = tokio::net::UnixStream::connect(&socket).await.unwrap();
+            let hello = Hello::relay(number, 1).encode();
+            helper.write_all(&hello).await.unwrap();
+            container.write_all(&hello).await.unwrap();
+            // Ends with the machine.
+            let _ = tokio::io::copy_bidirectional(&mut helper, &mut container).await;
+        });
+        let ip = address.split('/').next().unwrap().parse().unwrap();
+        let container = Self { holder, namespace, _pump: pump, ip };
+        container.ip_command(&format!("address add {address} dev eth0"));
+        container.ip_command("link set eth0 up");
+        container.ip_command("link set lo up");
+        if let Some(gateway) = gateway {
+            container.ip_command(&format!("route add default via {gateway}"));
+        }
+        container
+    }
+
+    fn ip_command(&self, arguments: &str) {
+        let pid = self.holder.id().to_string();
+        let arguments: Vec<&str> = ["-n", "-t", &pid, "ip"].into_iter().chain(arguments.split(' ')).collect();
+        run("nsenter", &arguments);
+    }
+
+    fn within<T: Send>(this: Option<&Self>, what: impl FnOnce() -> T + Send) -> T {
+        within(this.map(|c| &c.namespace), what)
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
+
+/// Serves TCP and UDP on a port of a container, or of the host: tells each client who it seems to be.
+pub fn serve(at: Option<&Container>, port: u16) {
+    let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+    let (tcp, udp) = Container::within(at, || (TcpListener::bind(any).unwrap(), UdpSocket::bind(any).unwrap()));
+    std::thread::spawn(move || {
+        for mut stream in tcp.incoming().flatten() {
+            let peer = stream.peer_addr().unwrap().ip().to_string();
+            let _ = stream.write_all(peer.as_bytes());
+        }
+    });
+    std::thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while let Ok((_, peer)) = udp.recv_from(&mut buffer) {
+            let _ = udp.send_to(peer.ip().to_string().as_bytes(), peer);
+        }
+    });
+}
+
+/// Who `from` seems to be to the TCP server at `to`; `None` if it is not reached within a second.
+pub fn tcp(from: Option<&Container>, to: (Ipv4Addr, u16)) -> Option<String> {
+    Container::within(from, || {
+        let mut stream = TcpStream::connect_timeout(&to.into(), TIMEOUT).ok()?;
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    })
+}
+
+/// The same by UDP.
+pub fn udp(from: Option<&Container>, to: (Ipv4Addr, u16)) -> Option<String> {
+    Container::within(from, || {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+        socket.send_to(b"who am I?", to).ok()?;
+        let mut buffer = [0; 64];
+        let (length, _) = socket.recv_from(&mut buffer).ok()?;
+        Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    })
+}
+
+/// A query to a name server.
+pub fn query(name: &str, kind: RecordType, edns: bool) -> Message {
+    let mut message = Message::new(4242, MessageType::Query, OpCode::Query);
+    message.metadata.recursion_desired = true;
+    message.add_query(Query::query(Name::from_ascii(format!("{name}.")).unwrap(), kind));
+    if edns {
+        message.set_edns(Edns::new());
+    }
+    message
+}
+
+/// Asks a name server by UDP, or by TCP.
+pub fn ask(from: &Container, server: Ipv4Addr, by_tcp: bool, message: &Message) -> Option<Message> {
+    let packet = message.to_vec().unwrap();
+    let reply = Container::within(Some(from), || {
+        let mut buffer = vec![0; 4096];
+        if by_tcp {
+            let mut stream = TcpStream::connect_timeout(&(server, 53).into(), TIMEOUT).ok()?;
+            stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+            stream.write_all(&u16::try_from(packet.len()).unwrap().to_be_bytes()).ok()?;
+            stream.write_all(&packet).ok()?;
+            let mut length = [0; 2];
+            stream.read_exact(&mut length).ok()?;
+            buffer.truncate(u16::from_be_bytes(length).into());
+            stream.read_exact(&mut buffer).ok()?;
+            return Some(buffer);
+        }
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+        socket.send_to(&packet, (server, 53)).ok()?;
+        let (length, from) = socket.recv_from(&mut buffer).ok()?;
+        assert_eq!(from, SocketAddr::from((server, 53)), "the answer comes from whom was asked");
+        buffer.truncate(length);
+        Some(buffer)
+    })?;
+    Some(Message::from_vec(&reply).unwrap())
+}
