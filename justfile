@@ -47,7 +47,7 @@ up: build
     {{ target }}/release/arca daemon run
 
 # Stop the engine of `up` with its containers and its helper machine
-down: hosts
+down:
     {{ target }}/release/arca daemon stop --all
 
 # Play the story on an engine of its own, with the real docker CLI; cleans up
@@ -60,7 +60,7 @@ test *arguments:
 
 # Measure against the budgets (a bench prints, it does not fail)
 bench *arguments: build test-image
-    cargo bench --locked -p arca-tests -- "$@"
+    ARCA_BIN_DIR={{ target }}/release cargo bench --locked -p arca-tests -- "$@"
 
 # Run the fuzz targets longer than the tests do: seconds for each target
 fuzz seconds="60":
