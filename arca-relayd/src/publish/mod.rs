@@ -35,10 +35,14 @@ use tokio::sync::{Mutex, oneshot, watch};
 use tokio::task::JoinHandle;
 use tonic::{Code, Status};
 
-use bind::{BindError, Bound};
-use redirect::{RedirectError, Redirects};
+use bind::Bound;
+use redirect::Redirects;
 use udp::Limits;
-use wanted::{InvalidWanted, Wanted};
+use wanted::Wanted;
+
+pub use bind::BindError;
+pub use redirect::RedirectError;
+pub use wanted::{InvalidWanted, Protocol};
 
 /// All publications of this host.
 #[derive(Debug)]
@@ -76,7 +80,7 @@ struct Meters {
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
     /// The request cannot be.
-    #[error("publish: {0}")]
+    #[error("publish")]
     Invalid(#[from] InvalidWanted),
     /// Docker's text.
     #[error(transparent)]

@@ -353,7 +353,7 @@ fn the_kernel_way_keeps_the_clients_address_and_gives_way_to_a_neighbours_firewa
         let answer = client.call(|| {
             let socket = StdUdp::bind((V4, 0)).unwrap();
             socket.set_read_timeout(PATIENCE).unwrap();
-            socket.connect(([198, 51, 100, 1], 18_053)).unwrap();
+            socket.connect((Ipv4Addr::new(198, 51, 100, 1), 18_053)).unwrap();
             socket.send(b"q").unwrap();
             let mut buffer = [0; 100];
             let length = socket.recv(&mut buffer).unwrap();

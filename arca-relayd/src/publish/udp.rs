@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::net::UdpSocket;
 use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinSet};
@@ -106,8 +107,9 @@ pub(super) async fn serve(
                 }
                 if let Some(flow) = flows.get(&from.key()) {
                     flow.clock.touch();
-                    // Where the socket's buffer is full, UDP drops; a refused one was answered by ICMP.
-                    if flow.upstream.try_send(&buffer[..length]).is_ok() {
+                    // Not by tokio, which calls a new socket unready until it has looked at it once. Where the socket's
+                    // buffer is full, UDP drops; an error is that of an earlier datagram, answered by ICMP.
+                    if SockRef::from(flow.upstream.as_ref()).send(&buffer[..length]).is_ok() {
                         meters.bytes_in.fetch_add(length as u64, Relaxed);
                     }
                 }

@@ -36,7 +36,7 @@ pub enum InvalidWanted {
 
 /// Transport protocol. TCP and UDP ports are separate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Protocol {
+pub enum Protocol {
     /// TCP.
     Tcp,
     /// UDP.
