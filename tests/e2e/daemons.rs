@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Daemons may die at any time: containers, their output and their traffic go on.
+
+use std::{fs, process::Stdio};
+
+use anyhow::{Context as _, ensure};
+use arca_tests::{engine::Engine, measure, story};
+use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
+
+use crate::Test;
+
+pub(crate) const TESTS: &[(&str, Test)] = &[
+    ("what_a_container_said_and_how_it_ended_while_the_api_was_dead_is_known", api_gap),
+    ("twenty_kills_at_random_moments_lose_no_byte", twenty_kills),
+    ("a_stopped_and_started_engine_finds_its_containers", stop_start),
+    ("the_helper_machine_comes_back_with_the_same_addresses", helper_dies),
+    ("two_engines_run_side_by_side", two_engines),
+];
+
+fn engine() -> anyhow::Result<Engine> {
+    let engine = Engine::start()?;
+    engine.load_image()?;
+    Ok(engine)
+}
+
+/// Freezes the supervisor, so that a killed daemon stays dead until it is thawed.
+fn frozen<T>(engine: &Engine, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    use nix::{sys::signal::{Signal, kill}, unistd::Pid};
+    let pid: i32 = fs::read_to_string(engine.home().join("data/engine.lock"))?.trim().parse()?;
+    kill(Pid::from_raw(pid), Signal::SIGSTOP)?;
+    let result = work();
+    kill(Pid::from_raw(pid), Signal::SIGCONT)?;
+    result
+}
+
+fn api_gap() -> anyhow::Result<()> {
+    let engine = engine()?;
+    engine.docker_ok(&["network", "create", "n"])?;
+    let script = "echo before; read x < /gate/fifo; echo during; exit 42";
+    let gate = engine.home().join("gate");
+    fs::create_dir(&gate)?;
+    nix::unistd::mkfifo(&gate.join("fifo"), nix::sys::stat::Mode::S_IRWXU)?;
+    let bind = format!("{}:/gate", gate.display());
+    engine.docker_ok(&["run", "-d", "--name", "c", "--network", "n", "-v", &bind, "busybox", "sh", "-c", script])?;
+    engine.docker_ok(&["run", "-d", "--name", "lives", "--network", "n", "busybox", "sleep", "1000"])?;
+    let pid = engine.pid("c")?;
+    let address = engine.address("lives", "n")?;
+    frozen(&engine, || {
+        engine.kill_daemon("arca-api")?;
+        fs::write(gate.join("fifo"), "go\n")?;
+        // It has ended when its process is gone: its pidfd tells.
+        wait_for_end(pid)
+    })?;
+    story::wait_until_up(&engine)?;
+    ensure!(engine.docker_ok(&["wait", "c"])? == "42");
+    ensure!(engine.docker_ok(&["logs", "c"])? == "before\nduring");
+    ensure!(engine.address("lives", "n")? == address, "the living container kept its address");
+    ensure!(engine.docker_ok(&["exec", "lives", "echo", "still here"])? == "still here");
+    engine.stop()
+}
+
+/// Blocks until process `pid` has ended.
+fn wait_for_end(pid: u32) -> anyhow::Result<()> {
+    let file = match fs::File::open(format!("/proc/{pid}/status")) {
+        Ok(file) => file,
+        Err(_) => return Ok(()),
+    };
+    drop(file);
+    let mut tail = std::process::Command::new("tail");
+    let waited = tail.args(["--pid", &pid.to_string(), "-f", "/dev/null"]).stdin(Stdio::null()).status()?;
+    ensure!(waited.success());
+    Ok(())
+}
+
+fn twenty_kills() -> anyhow::Result<()> {
+    let engine = engine()?;
+    engine.docker_ok(&["network", "create", "n"])?;
+    for name in ["a", "b"] {
+        engine.docker_ok(&["run", "-d", "--name", name, "--network", "n", "busybox", "sleep", "10000"])?;
+    }
+    let (a, b, address) = (engine.pid("a")?, engine.pid("b")?, engine.address("b", "n")?);
+    let mut random = SmallRng::seed_from_u64(20);
+    for strike in 0..20 {
+        let daemon = ["arca-relayd", "arca-netd", "arca-api", "arca-relayd"][strike % 4];
+        let moment = random.random_range(1..24);
+        measure::transfer(a, b, &address, 24, |megabyte| {
+            if megabyte == moment { engine.kill_daemon(daemon) } else { Ok(()) }
+        })
+        .with_context(|| format!("strike {strike}: {daemon} killed at megabyte {moment}"))?;
+        story::wait_until_up(&engine)?;
+    }
+    engine.stop()
+}
+
+fn stop_start() -> anyhow::Result<()> {
+    let engine = engine()?;
+    engine.docker_ok(&["network", "create", "n"])?;
+    for name in ["a", "b"] {
+        engine.docker_ok(&["run", "-d", "--name", name, "--network", "n", "busybox", "sleep", "10000"])?;
+    }
+    let (a, b, address) = (engine.pid("a")?, engine.pid("b")?, engine.address("b", "n")?);
+    engine.arca(&["daemon", "stop"]).ok()?;
+    ensure!(fs::metadata(format!("/proc/{a}")).is_ok(), "containers outlive the daemons");
+    engine.arca(&["daemon", "start"]).ok()?;
+    ensure!(engine.pid("a")? == a && engine.pid("b")? == b && engine.address("b", "n")? == address);
+    measure::transfer(a, b, &address, 8, |_| Ok(()))?;
+    engine.stop()
+}
+
+fn helper_dies() -> anyhow::Result<()> {
+    let engine = engine()?;
+    engine.docker_ok(&["network", "create", "n"])?;
+    for name in ["a", "b"] {
+        engine.docker_ok(&["run", "-d", "--name", name, "--network", "n", "busybox", "sleep", "10000"])?;
+    }
+    let (a, b, address) = (engine.pid("a")?, engine.pid("b")?, engine.address("b", "n")?);
+    let helper = helper_pid(&engine)?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(helper), nix::sys::signal::Signal::SIGKILL)?;
+    // The connection itself must survive: TCP repeats what was lost meanwhile.
+    measure::transfer(a, b, &address, 8, |_| Ok(()))?;
+    ensure!(engine.address("b", "n")? == address);
+    ensure!(engine.docker_ok(&["exec", "a", "nslookup", "b"])?.contains(&address));
+    engine.stop()
+}
+
+/// First process of the helper machine: the program that runs as `arca-helper-agent init`.
+pub(crate) fn helper_pid(_engine: &Engine) -> anyhow::Result<i32> {
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let mut words = words.split(|byte| *byte == 0);
+        if words.next().is_some_and(|program| program.ends_with(b"arca-helper-agent")) && words.next() == Some(b"init") {
+            return Ok(pid);
+        }
+    }
+    anyhow::bail!("the helper machine does not run")
+}
+
+fn two_engines() -> anyhow::Result<()> {
+    let (one, two) = (engine()?, engine()?);
+    for engine in [&one, &two] {
+        engine.docker_ok(&["network", "create", "same"])?;
+        engine.docker_ok(&["run", "-d", "--name", "same", "--network", "same", "busybox", "sleep", "1000"])?;
+    }
+    ensure!(one.docker_ok(&["ps", "-q"])? != two.docker_ok(&["ps", "-q"])?);
+    one.stop()?;
+    ensure!(two.docker_ok(&["exec", "same", "echo", "here"])? == "here");
+    two.stop()
+}

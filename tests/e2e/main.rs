@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+//! End-to-end tests: a real engine, the real docker CLI, real OVN, real crun.
+//!
+//! Each test runs as a process of its own in private namespaces and must leave nothing behind there: after it, the
+//! [`Snapshot`] taken before it is compared. `cargo test -p arca-tests -- NAME` runs one; see `tests/README.md`.
+
+mod bad_input;
+mod containers;
+mod daemons;
+mod leak_check;
+mod networks;
+mod proofs;
+mod story;
+
+use std::{collections::BTreeMap, process::ExitCode};
+
+use arca_tests::{isolation, leaks::Snapshot};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+type Test = fn() -> anyhow::Result<()>;
+
+/// Every test, by name.
+fn tests() -> BTreeMap<String, Test> {
+    let modules: [(&str, &[(&str, Test)]); 7] = [
+        ("bad_input", bad_input::TESTS),
+        ("containers", containers::TESTS),
+        ("daemons", daemons::TESTS),
+        ("leak_check", leak_check::TESTS),
+        ("networks", networks::TESTS),
+        ("proofs", proofs::TESTS),
+        ("story", story::TESTS),
+    ];
+    let flat = modules.into_iter().flat_map(|(module, tests)| tests.iter().map(move |(name, test)| (module, *name, *test)));
+    flat.map(|(module, name, test)| (format!("{module}::{name}"), test)).collect()
+}
+
+fn main() -> ExitCode {
+    let tests = tests();
+    if let Some(name) = isolation::errand() {
+        let outcome = match tests.get(&name) {
+            Some(test) => inside(*test),
+            None => Err(anyhow::anyhow!("no test is called {name}")),
+        };
+        return match outcome {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error:?}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let mut arguments = Arguments::from_args();
+    // Two cores: engines side by side only slow each other down.
+    arguments.test_threads.get_or_insert(1);
+    let trials = tests.into_keys().map(|name| Trial::test(name.clone(), move || outside(&name))).collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// Runs one test in namespaces of its own.
+fn outside(name: &str) -> Result<(), Failed> {
+    let output = isolation::rerun_captured(name).map_err(|error| format!("make namespaces: {error} (run as root)"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Err(format!("{}\n{}{}", output.status, text(&output.stdout), text(&output.stderr)).into())
+}
+
+fn inside(test: Test) -> anyhow::Result<()> {
+    isolation::settle()?;
+    let before = Snapshot::take()?;
+    test()?;
+    let leaked = Snapshot::take()?.leaked_since(&before);
+    anyhow::ensure!(leaked.is_empty(), "the test left behind: {leaked:#?}");
+    Ok(())
+}

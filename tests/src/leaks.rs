@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What an engine must not leave behind: processes, network interfaces (TAPs among them), mounts, network namespaces,
+//! nftables rules, cgroups. A snapshot before and one after; the difference is the leak.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use crate::isolation;
+
+/// Everything there is, by kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot(BTreeSet<(Kind, String)>);
+
+/// Kinds of things that may leak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// A process other than this one and those above it.
+    Process,
+    /// A network interface of this namespace.
+    Interface,
+    /// A mount of this mount namespace.
+    Mount,
+    /// A network namespace somebody holds: by a process or by a mount.
+    NetworkNamespace,
+    /// An nftables table.
+    Table,
+    /// A control group below `arca`.
+    ControlGroup,
+}
+
+impl Snapshot {
+    /// Takes stock of this process's namespaces.
+    ///
+    /// # Errors
+    /// If `ip` or `nft` cannot be run.
+    pub fn take() -> anyhow::Result<Self> {
+        let mut all = BTreeSet::new();
+        let own = isolation::network_of(std::process::id())?;
+        let above = ancestors();
+        for pid in pids() {
+            // A zombie that nobody reaps is a leak too; a process that ends meanwhile is none.
+            let Ok(command) = fs::read_to_string(format!("/proc/{pid}/comm")) else { continue };
+            if !above.contains(&pid) {
+                all.insert((Kind::Process, format!("{} ({pid})", command.trim())));
+            }
+            if let Ok(network) = isolation::network_of(pid)
+                && network != own
+            {
+                all.insert((Kind::NetworkNamespace, network));
+            }
+        }
+        let links: Vec<serde_json::Value> = serde_json::from_str(&isolation::output("ip", &["-json", "link"])?)?;
+        all.extend(links.iter().filter_map(|link| Some((Kind::Interface, link["ifname"].as_str()?.to_owned()))));
+        for line in fs::read_to_string("/proc/self/mountinfo")?.lines() {
+            let (place, source) = (line.split(' ').nth(4).unwrap_or_default(), line.split(" - ").nth(1).unwrap_or_default());
+            all.insert((Kind::Mount, place.to_owned()));
+            if source.starts_with("nsfs") {
+                all.insert((Kind::NetworkNamespace, place.to_owned()));
+            }
+        }
+        let tables = isolation::output("nft", &["list", "tables"])?;
+        all.extend(tables.lines().map(|table| (Kind::Table, table.to_owned())));
+        for hierarchy in fs::read_dir("/sys/fs/cgroup")?.flatten() {
+            for root in [hierarchy.path().join("arca"), PathBuf::from("/sys/fs/cgroup/arca")] {
+                groups(&root, &mut all);
+            }
+        }
+        Ok(Self(all))
+    }
+
+    /// What is here now and was not in `before`.
+    #[must_use]
+    pub fn leaked_since(&self, before: &Self) -> Vec<(Kind, String)> {
+        self.0.difference(&before.0).cloned().collect()
+    }
+}
+
+fn groups(folder: &Path, all: &mut BTreeSet<(Kind, String)>) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    all.insert((Kind::ControlGroup, folder.display().to_string()));
+    for entry in entries.flatten().filter(|entry| entry.path().is_dir()) {
+        groups(&entry.path(), all);
+    }
+}
+
+fn pids() -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// This process and those above it.
+fn ancestors() -> BTreeSet<u32> {
+    let mut above = BTreeSet::new();
+    let mut pid = std::process::id();
+    while pid != 0 && above.insert(pid) {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // The command may hold spaces and brackets: fields are counted behind its last bracket.
+        let fields = stat.rsplit(')').next().unwrap_or_default();
+        pid = fields.split_whitespace().nth(1).and_then(|parent| parent.parse().ok()).unwrap_or(0);
+    }
+    above
+}

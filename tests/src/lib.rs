@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The harness of Arca's end-to-end tests, benches and demo.
+//!
+//! Everything runs in private network, mount and process namespaces ([`isolation`]): one kill ends all of it, and nothing
+//! on the machine changes. An [`engine`] is started there as a user would start it, and driven with the real docker CLI.
+//! The [`outside`] is an "internet" of our own; [`leaks`] compares what exists before and after; [`measure`] has the
+//! ping-pong and throughput probes; [`story`] is what demo and tests both play.
+#![cfg(target_os = "linux")]
+
+pub mod engine;
+pub mod isolation;
+pub mod leaks;
+pub mod measure;
+pub mod outside;
+pub mod story;

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+//! An "internet" of our own: a network namespace behind the engine's default route, with servers that say who asked.
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    net::{TcpListener, UdpSocket},
+    os::unix::process::CommandExt as _,
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::Context as _;
+
+use crate::isolation::{in_network_of, run};
+
+/// Address of the outside's servers.
+pub const ADDRESS: &str = "198.51.100.1";
+/// Address of the engine's machine towards the outside.
+pub const GATEWAY: &str = "198.51.100.2";
+/// TCP and UDP: answers with the client's address as text.
+pub const WHO_PORT: u16 = 7777;
+
+/// A namespace joined to this one by a veth pair; gone when dropped.
+#[derive(Debug)]
+pub struct Outside {
+    holder: Child,
+}
+
+impl Outside {
+    /// Makes the namespace, the default route to it, and starts its servers.
+    ///
+    /// # Errors
+    /// If `ip` fails.
+    pub fn start() -> anyhow::Result<Self> {
+        // A process that waits on its input holds the namespace; it ends when we do.
+        let mut command = Command::new("unshare");
+        command.args(["--net", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
+        let mut holder = command.spawn().context("make the outside's namespace")?;
+        // Its echo tells that it runs, and hence that its namespace exists.
+        holder.stdin.as_mut().context("input")?.write_all(b"ready\n")?;
+        let mut line = String::new();
+        BufReader::new(holder.stdout.take().context("output")?).read_line(&mut line)?;
+        let outside = Self { holder };
+        let pid = outside.pid();
+        run("ip", &["link", "add", "wan0", "type", "veth", "peer", "name", "wan1", "netns", &pid.to_string()])?;
+        run("ip", &["address", "add", &format!("{GATEWAY}/24"), "dev", "wan0"])?;
+        run("ip", &["link", "set", "wan0", "up"])?;
+        run("ip", &["route", "add", "default", "via", ADDRESS])?;
+        in_network_of(pid, || -> anyhow::Result<()> {
+            run("ip", &["link", "set", "lo", "up"])?;
+            run("ip", &["address", "add", &format!("{ADDRESS}/24"), "dev", "wan1"])?;
+            run("ip", &["link", "set", "wan1", "up"])?;
+            let tcp = TcpListener::bind((ADDRESS, WHO_PORT))?;
+            let udp = UdpSocket::bind((ADDRESS, WHO_PORT))?;
+            // Both threads end with the process; their sockets belong to the outside.
+            std::thread::spawn(move || {
+                for mut stream in tcp.incoming().flatten() {
+                    let who = stream.peer_addr().map(|peer| peer.ip().to_string()).unwrap_or_default();
+                    let _ = stream.write_all(who.as_bytes());
+                }
+            });
+            std::thread::spawn(move || {
+                let mut buffer = [0; 2048];
+                while let Ok((_, peer)) = udp.recv_from(&mut buffer) {
+                    let _ = udp.send_to(peer.ip().to_string().as_bytes(), peer);
+                }
+            });
+            Ok(())
+        })?;
+        Ok(outside)
+    }
+
+    /// A process in the outside's network namespace.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.holder.id()
+    }
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
