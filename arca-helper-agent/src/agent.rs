@@ -48,7 +48,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     if restored > 0 {
         tracing::info!(restored, "ports of before taken up");
     }
-    let status = status::Source::new(conf, nb.clone(), sb, layout.supervisor_socket());
+    let status = status::Source::new(conf, nb.clone(), sb, layout);
     let listener = listen.bind(port_plan::HELPER).with_context(|| format!("listen on {listen} port 9999"))?;
     let routes = service::routes(Parts { nb, ports, uplink, status });
     let serving = arca_daemon::serve::serve(listener, routes, &["arca.helper.v1.Helper"], shutdown);

@@ -49,6 +49,16 @@ impl Layout {
         self.ovs_run().join("ovs-vswitchd.pid")
     }
 
+    /// Control socket of ovs-vswitchd.
+    pub fn vswitchd_control(&self) -> PathBuf {
+        self.vswitchd_pid().with_extension("ctl")
+    }
+
+    /// OpenFlow socket of a bridge: ovs-vswitchd makes it when the bridge stands.
+    pub fn bridge_socket(&self, bridge: &str) -> PathBuf {
+        self.ovs_run().join(format!("{bridge}.mgmt"))
+    }
+
     /// The supervisor tells whoever connects here what it runs, as one JSON text.
     pub fn supervisor_socket(&self) -> PathBuf {
         self.run.join("arca-supervisor.sock")

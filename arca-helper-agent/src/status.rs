@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the helper machine says about itself: processes (from the supervisor), databases, versions, faults.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use crate::ovsdb::{Database, Monitor};
+use crate::layout::Layout;
+use crate::ovsdb::{Database, Decoder, Monitor};
 
 /// One supervised program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,7 +55,7 @@ pub struct Status {
     pub system_id: String,
     /// "netdev" or "system".
     pub datapath: String,
-    /// "" until ovs-vswitchd has written it.
+    /// "" while ovs-vswitchd does not answer.
     pub ovs_version: String,
     /// "" until ovn-northd has written it.
     pub ovn_version: String,
@@ -72,7 +73,7 @@ pub struct Source {
     conf: Database,
     nb: Database,
     sb: Database,
-    supervisor: PathBuf,
+    layout: Layout,
 }
 
 /// What the agent wants to know of the southbound database.
@@ -81,14 +82,14 @@ pub fn sb_monitors() -> Vec<Monitor> {
 }
 
 impl Source {
-    /// Reports from these connections and the supervisor's socket.
-    pub fn new(conf: Database, nb: Database, sb: Database, supervisor: PathBuf) -> Self {
-        Self { conf, nb, sb, supervisor }
+    /// Reports from these connections, the supervisor and ovs-vswitchd.
+    pub fn new(conf: Database, nb: Database, sb: Database, layout: Layout) -> Self {
+        Self { conf, nb, sb, layout }
     }
 
     /// The report of this moment.
     pub async fn collect(&self) -> Status {
-        let supervised = supervised(&self.supervisor).await.unwrap_or_else(|error| {
+        let supervised = supervised(&self.layout.supervisor_socket()).await.unwrap_or_else(|error| {
             tracing::warn!(%error, "the supervisor does not say what it runs");
             Supervised::default()
         });
@@ -109,7 +110,7 @@ impl Source {
             version: env!("CARGO_PKG_VERSION").into(),
             system_id: switch.and_then(|r| r.key("external_ids", "system-id")).unwrap_or_default().into(),
             datapath: bridge.map(|r| r.str("datapath_type")).unwrap_or_default().into(),
-            ovs_version: switch.map(|r| r.str("ovs_version")).unwrap_or_default().into(),
+            ovs_version: ovs_version(&self.layout.vswitchd_control()).await.unwrap_or_default(),
             ovn_version: global.and_then(|r| r.key("options", "northd_internal_version")).unwrap_or_default().into(),
             processes: supervised.processes,
             databases: databases.into(),
@@ -122,11 +123,30 @@ impl Source {
 ///
 /// # Errors
 /// Nobody listens there, or it does not answer within a second.
-pub async fn supervised(socket: &std::path::Path) -> std::io::Result<Supervised> {
+pub async fn supervised(socket: &Path) -> std::io::Result<Supervised> {
     let ask = async {
         let mut text = Vec::new();
         UnixStream::connect(socket).await?.take(1 << 20).read_to_end(&mut text).await?;
         serde_json::from_slice(&text).map_err(std::io::Error::other)
     };
     tokio::time::timeout(Duration::from_secs(1), ask).await?
+}
+
+/// Asks ovs-vswitchd on its control socket (JSON-RPC, ovs-appctl(8)): "ovs-vswitchd (Open vSwitch) 3.5.0".
+async fn ovs_version(socket: &Path) -> Option<String> {
+    let ask = async {
+        let mut stream = UnixStream::connect(socket).await.ok()?;
+        stream.write_all(br#"{"id":0,"method":"version","params":[]}"#).await.ok()?;
+        let mut decoder = Decoder::with_limit(1 << 16);
+        loop {
+            if let Some(answer) = decoder.next_message().ok()? {
+                let line = answer["result"].as_str()?.lines().next()?.to_owned();
+                return Some(line.rsplit(' ').next()?.to_owned());
+            }
+            if stream.read_buf(decoder.buffer()).await.ok()? == 0 {
+                return None;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(1), ask).await.ok()?
 }

@@ -74,12 +74,21 @@ fn tool(verb: &[&str], file: &Path, schema: &str) -> Command {
     command
 }
 
-/// Waits for the databases, writes the first rows, says `go`, and then notes when the bridges stand.
+/// How far the boot has come.
+pub(super) enum Stage {
+    /// The databases serve and the first rows are in.
+    Databases,
+    /// ovs-vswitchd has made the bridges.
+    Bridges,
+}
+
+/// Waits for the databases, writes the first rows, then waits for the bridges and the first port; says `go` at each
+/// stage.
 pub(super) async fn first_rows(
     layout: Layout,
     datapath: Datapath,
     board: Board,
-    go: mpsc::UnboundedSender<()>,
+    go: mpsc::UnboundedSender<Stage>,
 ) -> anyhow::Result<()> {
     for socket in [layout.conf_socket(), layout.nb_socket(), layout.sb_socket()] {
         files::wait_for_server(&socket).await.with_context(|| format!("wait for {}", socket.display()))?;
@@ -91,9 +100,15 @@ pub(super) async fn first_rows(
     let hostname = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
     conf.transact(vswitch::first_rows(datapath, &layout, system_id.as_deref(), &hostname)).await?;
     // The receiver is the supervisor's loop, which is waiting for this very future.
-    let _ = go.send(());
-    let port = |s: &crate::ovsdb::Snapshot| s.find("Interface", "name", vswitch::BR_INT)?.1.integer("ofport");
-    conf.wait_for(port).await?;
+    let _ = go.send(Stage::Databases);
+    let socket = layout.bridge_socket(vswitch::BR_INT);
+    files::wait_for_server(&socket).await.with_context(|| format!("wait for {}", socket.display()))?;
+    let _ = go.send(Stage::Bridges);
     board.mark("br-int stands");
+    // From here on an ovn-controller that restarts has flows to spare; before, it would only be late with the first.
+    conf.wait_for(|s| s.rows("Interface").find_map(|(_, row)| row.key("external_ids", "ovn-installed").map(|_| ())))
+        .await?;
+    board.mark("first port up");
+    conf.transact(vec![vswitch::grace_for_restarts()]).await?;
     Ok(())
 }

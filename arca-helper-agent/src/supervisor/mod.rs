@@ -2,8 +2,9 @@
 //! The `init` process: first process of the helper machine, parent of OVS, OVN and the agent.
 //!
 //! ```text
-//!   mounts ─> database files ─> 3x ovsdb-server ─> first rows ─> ovs-vswitchd, ovn-northd, ovn-controller, agent
-//!                                                                                              └─ READY
+//!   mounts ─> database files ─> 3x ovsdb-server ─> first rows ─┬─> ovs-vswitchd ─> br-int ─> ovn-controller
+//!                                                              ├─> ovn-northd
+//!                                                              └─> agent ─> READY
 //! ```
 //!
 //! Each program restarts by itself, with a delay of its own: none is restarted because of another. All waiting is
@@ -30,6 +31,7 @@ use tokio::sync::mpsc;
 use crate::layout::Layout;
 use crate::status::Process;
 use crate::vswitch::Datapath;
+use boot::Stage;
 use child::Child;
 use report::Board;
 
@@ -94,14 +96,17 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
                 booted = true;
                 result.context("first rows of the switch")?;
             }
-            // Cancel-safe: as above. The databases serve, the first rows are in.
-            Some(()) = went.recv() => {
-                for program in programs::daemons(&layout, datapath) {
-                    machine.add(program);
+            // Cancel-safe: a message is received or not.
+            Some(stage) = went.recv() => match stage {
+                Stage::Databases => {
+                    for program in programs::daemons(&layout, datapath) {
+                        machine.add(program);
+                    }
+                    machine.add(programs::agent(&listen, &log_level, true));
+                    board.mark("programs started");
                 }
-                machine.add(programs::agent(&listen, &log_level, true));
-                board.mark("programs started");
-            }
+                Stage::Bridges => machine.add(programs::controller(&layout)),
+            },
             // Cancel-safe: the signal stays pending.
             _ = terminate.recv() => break,
             // Cancel-safe: as above.

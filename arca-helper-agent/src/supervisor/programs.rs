@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Which programs the helper machine runs, in the order of their start, and how patient to be with each.
 
+use std::path::Path;
 use std::time::Duration;
 
 use arca_proto::listen::ListenOn;
@@ -66,35 +67,39 @@ pub(super) fn databases(layout: &Layout) -> Vec<Program> {
     names.into_iter().zip(sockets).zip(&files).map(server).collect()
 }
 
-/// What needs the databases: OVS, OVN.
+/// What needs the databases: OVS, and OVN's translator.
 pub(super) fn daemons(layout: &Layout, datapath: Datapath) -> Vec<Program> {
-    let remote = |socket: std::path::PathBuf| format!("unix:{}", socket.display());
-    let daemon = |name: &'static str, path: &'static str, pid_file: std::path::PathBuf, more: Vec<String>| {
-        let mut arguments = common();
-        arguments.push(format!("--pidfile={}", pid_file.display()));
-        arguments.push(format!("--unixctl={}", pid_file.with_extension("ctl").display()));
-        arguments.extend(more);
-        Program { name, path, arguments, patience: DAEMON, captured: true }
-    };
-    let mut vswitchd = vec![remote(layout.conf_socket())];
+    let mut vswitchd = vec![remote(&layout.conf_socket())];
     if datapath == Datapath::User {
         // No module: asking for it at every step costs time and fills the log.
         vswitchd.push("--disable-system".into());
     }
     let northd = vec![
-        format!("--ovnnb-db={}", remote(layout.nb_socket())),
-        format!("--ovnsb-db={}", remote(layout.sb_socket())),
+        format!("--ovnnb-db={}", remote(&layout.nb_socket())),
+        format!("--ovnsb-db={}", remote(&layout.sb_socket())),
     ];
     vec![
-        daemon("ovs-vswitchd", "/usr/sbin/ovs-vswitchd", layout.vswitchd_pid(), vswitchd),
-        daemon("ovn-northd", "/usr/bin/ovn-northd", layout.ovn_run().join("ovn-northd.pid"), northd),
-        daemon(
-            "ovn-controller",
-            "/usr/bin/ovn-controller",
-            layout.ovn_run().join("ovn-controller.pid"),
-            vec![remote(layout.conf_socket())],
-        ),
+        daemon("ovs-vswitchd", "/usr/sbin/ovs-vswitchd", &layout.vswitchd_pid(), vswitchd),
+        daemon("ovn-northd", "/usr/bin/ovn-northd", &layout.ovn_run().join("ovn-northd.pid"), northd),
     ]
+}
+
+/// OVN's agent on this chassis. Started when br-int stands: an attempt before costs it a second of back-off.
+pub(super) fn controller(layout: &Layout) -> Program {
+    let pid_file = layout.ovn_run().join("ovn-controller.pid");
+    daemon("ovn-controller", "/usr/bin/ovn-controller", &pid_file, vec![remote(&layout.conf_socket())])
+}
+
+fn remote(socket: &Path) -> String {
+    format!("unix:{}", socket.display())
+}
+
+fn daemon(name: &'static str, path: &'static str, pid_file: &Path, more: Vec<String>) -> Program {
+    let mut arguments = common();
+    arguments.push(format!("--pidfile={}", pid_file.display()));
+    arguments.push(format!("--unixctl={}", pid_file.with_extension("ctl").display()));
+    arguments.extend(more);
+    Program { name, path, arguments, patience: DAEMON, captured: true }
 }
 
 /// The agent: this very program. Only the first start says READY.

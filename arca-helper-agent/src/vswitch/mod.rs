@@ -54,10 +54,7 @@ pub enum VswitchError {
 /// Tables and columns of the Open_vSwitch database that the supervisor and the agent look at.
 pub fn monitors() -> Vec<Monitor> {
     vec![
-        Monitor::new(
-            "Open_vSwitch",
-            &["bridges", "external_ids", "other_config", "cur_cfg", "next_cfg", "ovs_version"],
-        ),
+        Monitor::new("Open_vSwitch", &["bridges", "external_ids", "other_config", "cur_cfg", "next_cfg"]),
         Monitor::new("Bridge", &["name", "ports", "datapath_type"]),
         Monitor::new("Port", &["name", "interfaces", "external_ids"]),
         Monitor::new("Interface", &["name", "type", "external_ids", "ofport", "error", "mtu_request"]),
@@ -78,7 +75,6 @@ pub fn first_rows(datapath: Datapath, layout: &Layout, system_id: Option<&str>, 
         // Unix sockets break audibly; probes only cost wake-ups, and kill a busy peer.
         ("ovn-remote-probe-interval", "0".into()),
         ("ovn-openflow-probe-interval", "0".into()),
-        ("ovn-ofctrl-wait-before-clear", WAIT_BEFORE_CLEAR.into()),
     ];
     if let Some(id) = system_id {
         ids.push(("system-id", id.into()));
@@ -107,6 +103,12 @@ pub fn first_rows(datapath: Datapath, layout: &Layout, system_id: Option<&str>, 
         ]);
     }
     ops
+}
+
+/// Written when the first port is up: it delays the first flows of an ovn-controller that has none to lose.
+pub fn grace_for_restarts() -> Op {
+    let pair = Value::map([("ovn-ofctrl-wait-before-clear", WAIT_BEFORE_CLEAR)]);
+    Op::mutate("Open_vSwitch").mutation("external_ids", Mutator::Insert, pair)
 }
 
 /// A port to be on a bridge.
