@@ -61,7 +61,8 @@ impl App {
         let relay = Arc::new(Relay::new(&parts.relayd, Arc::clone(&helper), store.clone(), parts.carrier));
         let ovn = Ovn::new(Arc::clone(&agent), Arc::clone(&relay), parts.carrier);
         let backends = Backends::new(Arc::new(ovn));
-        let peers = crate::engine::Peers { agent: Arc::clone(&agent), relay: Arc::clone(&relay), helper: Arc::clone(&helper) };
+        let peers =
+            crate::engine::Peers { agent: Arc::clone(&agent), relay: Arc::clone(&relay), helper: Arc::clone(&helper) };
         let settings = Settings::new(parts.default_kind, parts.carrier);
         let engine = Engine::new(store, backends, peers, settings).await?;
         // What a previous life left half done goes before anything is compared with it.
@@ -82,6 +83,11 @@ impl App {
         let served = serve::serve(listener, routes, &[NAME], shutdown).await;
         self.tasks.shutdown().await;
         served
+    }
+
+    /// Stops every task and leaves everything else as it is.
+    pub async fn stop(mut self) {
+        self.tasks.shutdown().await;
     }
 
     /// Ends the helper machine as well and undoes what was changed on the host.

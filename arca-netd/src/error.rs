@@ -78,7 +78,10 @@ impl Error {
 
     /// Whether the text is Docker's own and must reach the client as it is.
     pub(crate) fn is_dockers(&self) -> bool {
-        matches!(self, Self::Invalid(_) | Self::Forbidden(_) | Self::NotFound(_) | Self::Conflict(_) | Self::Unsupported(_))
+        matches!(
+            self,
+            Self::Invalid(_) | Self::Forbidden(_) | Self::NotFound(_) | Self::Conflict(_) | Self::Unsupported(_)
+        )
     }
 }
 

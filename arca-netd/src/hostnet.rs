@@ -48,7 +48,8 @@ mod tests {
 
     #[test]
     fn nameserver_lines_are_found_and_others_are_not() {
-        let text = "# nameserver 9.9.9.9\nsearch x\nnameserver 10.0.0.53 # x\n nameserver fd00::1\nnameserver fe80::1%eth0\n";
+        let text =
+            "# nameserver 9.9.9.9\nsearch x\nnameserver 10.0.0.53 # x\n nameserver fd00::1\nnameserver fe80::1%eth0\n";
         assert_eq!(parse_nameservers(text), ["10.0.0.53".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
     }
 }

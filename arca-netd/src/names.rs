@@ -60,8 +60,6 @@ pub fn default_route<'a>(
             let leads_out = network.route_v4().is_some() || network.route_v6().is_some();
             leads_out.then_some((endpoint, network))
         })
-        .min_by(|(a, m), (b, n)| {
-            b.gateway_priority.cmp(&a.gateway_priority).then_with(|| m.name().cmp(n.name()))
-        })
+        .min_by(|(a, m), (b, n)| b.gateway_priority.cmp(&a.gateway_priority).then_with(|| m.name().cmp(n.name())))
         .map(|(endpoint, _)| endpoint)
 }

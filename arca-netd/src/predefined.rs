@@ -32,11 +32,8 @@ pub fn ensure(draft: &mut Draft, context: &Context) -> Result<()> {
         }
         let bridge = kind == Kind::Ovs;
         let gateway = ipam::first_host(DEFAULT_BRIDGE);
-        let shown = ShownPool {
-            subnet: DEFAULT_BRIDGE.to_string(),
-            gateway: gateway.to_string(),
-            ..ShownPool::default()
-        };
+        let shown =
+            ShownPool { subnet: DEFAULT_BRIDGE.to_string(), gateway: gateway.to_string(), ..ShownPool::default() };
         let options = BRIDGE_OPTIONS.iter().filter(|_| bridge).map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
         let spec = Spec {
             name: name.into(),

@@ -233,10 +233,8 @@ fn reserve(draft: &mut Draft, endpoint: &Endpoint, binding: &Binding, tried: &[u
         .find(|port| draft.vip_port_is_free(binding.protocol, *port))
         .ok_or_else(|| Error::Failed("all ports of the uplink address are in use".into()))?;
     let draw = || PublicationId::random().map_err(Error::io("draw an id"));
-    let listeners = ips
-        .iter()
-        .map(|ip| Ok(Listener { id: draw()?, host_ip: *ip, host_port }))
-        .collect::<Result<Vec<_>>>()?;
+    let listeners =
+        ips.iter().map(|ip| Ok(Listener { id: draw()?, host_ip: *ip, host_port })).collect::<Result<Vec<_>>>()?;
     let publication = Publication {
         id: draw()?,
         workload: endpoint.workload.clone(),
@@ -266,9 +264,8 @@ fn host_ips(state: &State, endpoint: &Endpoint, binding: &Binding) -> Vec<IpAddr
 
 /// Whether a container holds this port at this address or at all addresses of its family.
 fn is_ours(state: &State, protocol: Protocol, ip: IpAddr, port: u16) -> bool {
-    let meets = |held: IpAddr| {
-        held == ip || (held.is_ipv4() == ip.is_ipv4() && (held.is_unspecified() || ip.is_unspecified()))
-    };
+    let meets =
+        |held: IpAddr| held == ip || (held.is_ipv4() == ip.is_ipv4() && (held.is_unspecified() || ip.is_unspecified()));
     let of_protocol = state.publications.values().filter(|publication| publication.protocol == protocol);
     of_protocol.flat_map(|p| &p.listeners).any(|listener| listener.host_port == port && meets(listener.host_ip))
 }

@@ -97,8 +97,15 @@ impl Backend for Ovn {
 
     async fn attach(&self, network: &Network, endpoint: &Endpoint) -> Result<Addresses> {
         let Some(place) = &endpoint.place else { return Ok(Addresses::default()) };
-        let mut attach =
-            Attach { ovn: self, network, endpoint, place, tap: Tap::new(&place.address), got: Addresses::default(), progress: None };
+        let mut attach = Attach {
+            ovn: self,
+            network,
+            endpoint,
+            place,
+            tap: Tap::new(&place.address),
+            got: Addresses::default(),
+            progress: None,
+        };
         let steps: [&dyn Step<Attach<'_>>; 6] = [&Rows, &Address, &Interface, &Link, &Confirm, &Up];
         match run_all(&steps, &mut attach).await {
             Ok(()) => Ok(attach.got),

@@ -121,12 +121,7 @@ impl Engine {
     ///
     /// # Errors
     /// If those cannot be stored.
-    pub async fn new(
-        store: Store,
-        backends: Backends,
-        peers: Peers,
-        settings: Settings,
-    ) -> Result<Arc<Self>> {
+    pub async fn new(store: Store, backends: Backends, peers: Peers, settings: Settings) -> Result<Arc<Self>> {
         let Peers { agent, relay, helper } = peers;
         let engine = Arc::new(Self {
             store,
@@ -168,6 +163,18 @@ impl Engine {
     #[must_use]
     pub fn state(&self) -> Arc<State> {
         self.store.state()
+    }
+
+    /// Asks for a comparison with both peers soon.
+    pub fn kick(&self) {
+        self.agent.kick();
+        self.relay.kick();
+    }
+
+    /// Whether the helper's agent answers and was given everything.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.agent.is_ready()
     }
 
     /// Events from now on.
@@ -277,7 +284,9 @@ impl Engine {
     pub async fn stop_helper(self: &Arc<Self>) -> Result<()> {
         let in_use = self.store.state().endpoints.values().filter(|endpoint| endpoint.place.is_some()).count();
         if in_use > 0 {
-            return Err(Error::Busy(format!("the helper machine carries {in_use} endpoints; stop their containers first")));
+            return Err(Error::Busy(format!(
+                "the helper machine carries {in_use} endpoints; stop their containers first"
+            )));
         }
         let helper = Arc::clone(&self.helper);
         detached(async move { helper.stop().await }).await

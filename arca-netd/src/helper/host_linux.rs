@@ -43,7 +43,9 @@ pub async fn disconnect() -> Result<()> {
     let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::io("open a netlink socket"))?;
     let netlink = tokio::spawn(connection);
     let link = match find(&handle, HOST_INTERFACE).await {
-        Ok(Some(link)) => handle.link().del(link.header.index).execute().await.map_err(|e| refused("remove the uplink", &e)),
+        Ok(Some(link)) => {
+            handle.link().del(link.header.index).execute().await.map_err(|e| refused("remove the uplink", &e))
+        }
         Ok(None) => Ok(()),
         Err(error) => Err(error),
     };

@@ -70,7 +70,10 @@ mod tests {
     fn the_first_free_piece_is_taken() {
         let range = "192.168.127.0/24".parse().unwrap();
         let first = Uplink::choose(range, &[]).unwrap();
-        assert_eq!((first.host().to_string(), first.with_length(first.router())), ("192.168.127.1".into(), "192.168.127.2/29".into()));
+        assert_eq!(
+            (first.host().to_string(), first.with_length(first.router())),
+            ("192.168.127.1".into(), "192.168.127.2/29".into())
+        );
         let second = Uplink::choose(range, &["192.168.127.4/32".parse().unwrap()]).unwrap();
         assert_eq!(second.resolver(), Ipv4Addr::new(192, 168, 127, 11));
         assert_eq!(Uplink::choose(range, &["192.168.0.0/16".parse().unwrap()]), None);

@@ -207,7 +207,9 @@ mod tests {
 
     #[test]
     fn what_is_no_station_address_is_refused_in_dockers_words() {
-        for bad in ["zz", "", "02:42:ac", "01:00:5e:00:00:01", "00:00:00:00:00:00", "02:42:ac:12:00:02:03", "02:42:ac:12:0:2"] {
+        for bad in
+            ["zz", "", "02:42:ac", "01:00:5e:00:00:01", "00:00:00:00:00:00", "02:42:ac:12:00:02:03", "02:42:ac:12:0:2"]
+        {
             assert_eq!(bad.parse::<MacAddr>().unwrap_err().to_string(), format!("invalid MAC address {bad}"));
         }
     }

@@ -90,8 +90,8 @@ impl PoolV4 {
     /// Whether `address` can be a container's: inside, not network, broadcast or gateway.
     #[must_use]
     pub fn is_host(&self, address: Ipv4Addr) -> bool {
-        let edge = self.subnet.prefix_len() < 31
-            && (address == self.subnet.network() || address == self.subnet.broadcast());
+        let edge =
+            self.subnet.prefix_len() < 31 && (address == self.subnet.network() || address == self.subnet.broadcast());
         self.subnet.contains(&address) && !edge && address != self.gateway
     }
 }

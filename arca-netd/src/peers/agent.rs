@@ -8,8 +8,9 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use arca_proto::{
-    dial, ports,
+    dial,
     helper::v1::{self as proto, helper_client::HelperClient},
+    ports,
     relay::v1::Carrier,
 };
 use tokio::{

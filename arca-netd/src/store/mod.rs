@@ -73,7 +73,10 @@ impl Store {
         let (sender, receiver) = watch::channel(Arc::new(state));
         let (jobs, queue) = mpsc::unbounded_channel();
         let writer = Writer { connection, sender, queue };
-        thread::Builder::new().name("netd-store".into()).spawn(move || writer.run()).map_err(|_| StoreError::Stopped)?;
+        thread::Builder::new()
+            .name("netd-store".into())
+            .spawn(move || writer.run())
+            .map_err(|_| StoreError::Stopped)?;
         Ok(Self { jobs, state: receiver })
     }
 

@@ -101,9 +101,8 @@ pub(super) fn commit(connection: &mut Connection, changes: Vec<Change>) -> Resul
             Some(body) => {
                 let body =
                     body.map_err(|source| StoreError::Row { table: name, key: key.clone(), source: Arc::new(source) })?;
-                let sql = format!(
-                    "INSERT INTO {name} (key, body) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET body = ?2"
-                );
+                let sql =
+                    format!("INSERT INTO {name} (key, body) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET body = ?2");
                 transaction.prepare(&sql).map_err(&failed)?.execute(params![key, body]).map_err(&failed)?;
             }
             None => {

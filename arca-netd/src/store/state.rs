@@ -132,7 +132,7 @@ impl std::ops::Deref for Draft {
 }
 
 impl Draft {
-    pub(super) fn new(state: State) -> Self {
+    pub(crate) fn new(state: State) -> Self {
         Self { before: state.generation, state, changes: Vec::new() }
     }
 

@@ -160,7 +160,8 @@ fn parse<T: std::str::FromStr>(text: &str, family: &str, faults: &mut Vec<String
 fn outside(address: impl std::fmt::Display, inside: Option<bool>) -> Option<String> {
     match inside {
         None => Some(
-            "user specified IP address is supported only when connecting to networks with user configured subnets".into(),
+            "user specified IP address is supported only when connecting to networks with user configured subnets"
+                .into(),
         ),
         Some(false) => Some(format!("no configured subnet or ip-range contain the IP address {address}")),
         Some(true) => None,
@@ -169,11 +170,15 @@ fn outside(address: impl std::fmt::Display, inside: Option<bool>) -> Option<Stri
 
 fn interface(wanted: &Wanted) -> Result<Option<String>> {
     if wanted.driver_options.contains_key("com.docker.network.endpoint.sysctls") {
-        return Err(Error::Unsupported("driver option com.docker.network.endpoint.sysctls is not supported yet".into()));
+        return Err(Error::Unsupported(
+            "driver option com.docker.network.endpoint.sysctls is not supported yet".into(),
+        ));
     }
     let Some(name) = wanted.driver_options.get(IFNAME).filter(|name| !name.is_empty()) else { return Ok(None) };
     // dev_valid_name() of Linux.
-    let valid = name.len() < 16 && !matches!(name.as_str(), "." | ".." | "lo") && !name.contains(['/', ':'])
+    let valid = name.len() < 16
+        && !matches!(name.as_str(), "." | ".." | "lo")
+        && !name.contains(['/', ':'])
         && !name.chars().any(char::is_whitespace);
     if valid { Ok(Some(name.clone())) } else { Err(Error::Invalid(format!("invalid interface name {name:?}"))) }
 }
@@ -246,7 +251,9 @@ mod tests {
         );
         assert_eq!(
             refusal(&with_subnet(""), &ip("172.18.0.9")),
-            format!("{head}user specified IP address is supported only when connecting to networks with user configured subnets")
+            format!(
+                "{head}user specified IP address is supported only when connecting to networks with user configured subnets"
+            )
         );
         let two = Wanted { ipv6: "zz".into(), link_local: vec!["q".into()], ..wanted() };
         assert_eq!(

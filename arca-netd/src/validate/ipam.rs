@@ -266,10 +266,7 @@ mod tests {
         let shown: Vec<_> = v4.exclude.iter().map(|(a, b)| format!("{a}..{b}")).collect();
         assert_eq!(shown, ["10.1.0.9..10.1.0.9", "10.1.0.0..10.1.0.127", "10.1.0.130..10.1.0.130"]);
         pool.auxiliary.insert("b".into(), "10.1.0.9".into());
-        assert_eq!(
-            refusal(&[pool]),
-            "failed to allocate secondary ip address (b:10.1.0.9): Address already in use"
-        );
+        assert_eq!(refusal(&[pool]), "failed to allocate secondary ip address (b:10.1.0.9): Address already in use");
     }
 
     #[test]

@@ -111,7 +111,11 @@ mod tests {
     #[test]
     fn bad_values_are_told_in_dockers_words() {
         for (key, value, text) in [
-            (MTU, "abc", "failed to parse com.docker.network.driver.mtu value: abc (strconv.Atoi: parsing \"abc\": invalid syntax)"),
+            (
+                MTU,
+                "abc",
+                "failed to parse com.docker.network.driver.mtu value: abc (strconv.Atoi: parsing \"abc\": invalid syntax)",
+            ),
             (MTU, "-1", "invalid MTU number: -1"),
             (
                 "com.docker.network.bridge.enable_icc",

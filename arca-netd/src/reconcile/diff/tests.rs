@@ -115,7 +115,8 @@ fn without_a_helper_nothing_is_opened_and_the_rest_is_done() {
 fn another_helper_or_machine_address_reopens_the_link() {
     let one = LinkNumber::MIN;
     let desired = Desired { links: BTreeMap::from([(one, (endpoint(1), machine(1)))]), ..Desired::default() };
-    let at = |container, helper| Observed { links: BTreeMap::from([(one, (container, helper))]), ..Observed::default() };
+    let at =
+        |container, helper| Observed { links: BTreeMap::from([(one, (container, helper))]), ..Observed::default() };
     assert_eq!(diff(&at(machine(2), helper()), &desired, Some(&helper())), [Action::Open(one)]);
     assert_eq!(diff(&at(machine(1), machine(9)), &desired, Some(&helper())), [Action::Open(one)]);
     assert_eq!(diff(&at(machine(1), helper()), &desired, Some(&helper())), []);

@@ -51,7 +51,11 @@ fn refusals_have_dockers_class_and_text() {
         (spec("np_a"), 409, "network with name np_a already exists"),
         (driver("nope"), 404, "plugin \"nope\" not found"),
         (driver("null"), 403, "only one instance of \"null\" network is allowed"),
-        (driver("overlay"), 501, "network driver \"overlay\" is not supported yet; use the ovs backend (driver bridge)"),
+        (
+            driver("overlay"),
+            501,
+            "network driver \"overlay\" is not supported yet; use the ovs backend (driver bridge)",
+        ),
         (Spec { ipam_driver: "nope".into(), ..spec("x") }, 404, "plugin \"nope\" not found"),
         (Spec { enable_ipv4: Some(false), ..spec("x") }, 400, "IPv4 or IPv6 must be enabled"),
         (
@@ -98,7 +102,8 @@ fn pools_run_out() {
 #[test]
 fn a_configuration_network_is_copied() {
     let mut draft = state();
-    let source = Spec { config_only: true, labels: [("a".into(), "1".into())].into(), ..with_pool("cfg", "10.1.0.0/24") };
+    let source =
+        Spec { config_only: true, labels: [("a".into(), "1".into())].into(), ..with_pool("cfg", "10.1.0.0/24") };
     let source = make(source, &draft).unwrap();
     assert_eq!((source.spec.driver.as_str(), source.kind), ("null", Kind::Config));
     draft.put_network(source);

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One host with its peers.
+
+pub(crate) mod agent;
+pub(crate) mod relay;
+pub(crate) mod tap;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use arca_netd::{
+    app::{App, Identity, Parts},
+    error::Result,
+    helper::{Boot, Booted},
+    model::{Endpoint, NetworkId, Spec, WorkloadId},
+    store::{Store, StoreError},
+    validate::{create::DefaultKind, endpoint::Wanted},
+};
+use arca_proto::{dial::Address, listen::bind_unix, relay::v1::Carrier};
+use async_trait::async_trait;
+use tokio::{runtime::Runtime, sync::Notify};
+use tonic::service::Routes;
+
+/// A peer process.
+#[derive(Debug)]
+pub(crate) struct Process(Option<Runtime>);
+
+impl Process {
+    pub(crate) fn serve(socket: &Path, routes: Routes) -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        std::fs::create_dir_all(socket.parent().expect("a folder")).expect("make it");
+        let guard = runtime.enter();
+        let listener = bind_unix(socket, 0o600).expect("bind a fake's socket");
+        let server = tonic::transport::Server::builder().add_routes(routes).serve_with_incoming(listener.incoming());
+        runtime.spawn(server);
+        drop(guard);
+        Self(Some(runtime))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// A helper machine that is always there until told otherwise.
+#[derive(Debug)]
+pub(crate) struct FakeBoot {
+    address: Address,
+    pub(crate) ended: Notify,
+    pub(crate) boots: Mutex<u32>,
+    pub(crate) downs: Mutex<u32>,
+}
+
+#[async_trait]
+impl Boot for FakeBoot {
+    async fn up(&self) -> Result<Booted> {
+        let mut boots = self.boots.lock().unwrap();
+        *boots += 1;
+        Ok(Booted { address: self.address.clone(), adopted: *boots > 1 })
+    }
+    async fn ended(&self) {
+        self.ended.notified().await;
+    }
+    async fn down(&self) -> Result<()> {
+        *self.downs.lock().unwrap() += 1;
+        Ok(())
+    }
+    fn is_on_this_kernel(&self) -> bool {
+        true
+    }
+}
+
+/// What breaks, by step name; shared by all fakes.
+pub(crate) type Breaks = Arc<Mutex<Option<&'static str>>>;
+
+pub(crate) struct World {
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) breaks: Breaks,
+    pub(crate) boot: Arc<FakeBoot>,
+    pub(crate) agent: agent::FakeAgent,
+    pub(crate) relay: relay::FakeRelay,
+    pub(crate) taps: BTreeMap<u8, tap::FakeTap>,
+    pub(crate) agent_process: Option<Process>,
+    pub(crate) relay_process: Option<Process>,
+    tap_processes: Vec<Process>,
+    pub(crate) app: Option<App>,
+}
+
+impl World {
+    pub(crate) async fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let breaks = Breaks::default();
+        let helper = directory.path().join("h");
+        let mut world = Self {
+            boot: Arc::new(FakeBoot {
+                address: Address::Sockets(helper),
+                ended: Notify::new(),
+                boots: Mutex::new(0),
+                downs: Mutex::new(0),
+            }),
+            agent: agent::FakeAgent::new(Arc::clone(&breaks)),
+            relay: relay::FakeRelay::new(Arc::clone(&breaks)),
+            taps: BTreeMap::new(),
+            agent_process: None,
+            relay_process: None,
+            tap_processes: Vec::new(),
+            app: None,
+            directory,
+            breaks,
+        };
+        world.start_agent();
+        world.start_relay();
+        world.start_netd().await;
+        world
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub(crate) fn start_agent(&mut self) {
+        self.agent_process = Some(Process::serve(&self.path("h/9999"), self.agent.routes()));
+    }
+
+    pub(crate) fn start_relay(&mut self) {
+        self.relay_process = Some(Process::serve(&self.path("relayd.sock"), self.relay.routes()));
+    }
+
+    /// A machine with an arca-tapfwd, started when first asked for.
+    pub(crate) fn machine(&mut self, n: u8) -> Address {
+        let directory = self.path(&format!("m/{n}"));
+        if self.taps.contains_key(&n) {
+            return Address::Sockets(directory);
+        }
+        let tap = tap::FakeTap::new(Arc::clone(&self.breaks), self.relay.opened());
+        self.tap_processes.push(Process::serve(&directory.join("5555"), tap.routes()));
+        self.taps.insert(n, tap);
+        Address::Sockets(directory)
+    }
+
+    pub(crate) async fn store(&self) -> Store {
+        for _ in 0..500 {
+            match Store::open(&self.path("netd.db")) {
+                // The writer thread of the previous life is just ending.
+                Err(StoreError::Locked) => tokio::time::sleep(Duration::from_millis(10)).await,
+                opened => return opened.unwrap(),
+            }
+        }
+        panic!("the database stays locked")
+    }
+
+    pub(crate) async fn start_netd(&mut self) {
+        let store = self.store().await;
+        let identity = Identity::load(&store, "192.168.127.0/24".parse().unwrap()).await.unwrap();
+        let parts = Parts {
+            relayd: self.path("relayd.sock"),
+            carrier: Carrier::Stream,
+            forwarders: vec!["10.0.0.53:53".into()],
+            default_kind: DefaultKind::Ovs,
+        };
+        let boot: Arc<dyn Boot> = Arc::clone(&self.boot) as Arc<dyn Boot>;
+        self.app = Some(App::start(store, identity, boot, parts).await.unwrap());
+    }
+
+    pub(crate) async fn stop_netd(&mut self) {
+        self.app.take().unwrap().stop().await;
+    }
+
+    pub(crate) fn engine(&self) -> &Arc<arca_netd::engine::Engine> {
+        &self.app.as_ref().unwrap().engine
+    }
+
+    pub(crate) async fn network(&self, name: &str, subnet: &str) -> NetworkId {
+        let mut spec = Spec { name: name.into(), ..Spec::default() };
+        if !subnet.is_empty() {
+            spec.ipam_pools = vec![arca_netd::model::ShownPool { subnet: subnet.into(), ..Default::default() }];
+        }
+        self.engine().create_network(spec).await.unwrap()
+    }
+
+    pub(crate) async fn attach(&self, wanted: Wanted) -> Arc<Endpoint> {
+        self.engine().attach(wanted).await.unwrap()
+    }
+
+    /// Nothing of any endpoint is left anywhere.
+    pub(crate) fn assert_clean(&self, what: &str) {
+        assert_eq!(self.agent.endpoints(), 0, "{what}: rows");
+        assert!(self.relay.links().is_empty(), "{what}: links");
+        assert!(self.taps.values().all(|tap| tap.interfaces().is_empty()), "{what}: interfaces");
+        assert_eq!(self.engine().state().endpoints.len(), 0, "{what}: stored endpoints");
+    }
+}
+
+/// Waits until `holds`, at most five seconds.
+pub(crate) async fn eventually(what: &str, holds: impl Fn() -> bool) {
+    for _ in 0..500 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{what} did not happen")
+}
+
+pub(crate) fn workload(n: u8) -> WorkloadId {
+    WorkloadId::try_from(format!("{n:064x}")).unwrap()
+}
+
+pub(crate) fn wanted(network: &str, n: u8, address: &Address) -> Wanted {
+    Wanted {
+        network: network.into(),
+        machine: Some((format!("m{n}").try_into().unwrap(), address.clone())),
+        workload: workload(n),
+        workload_name: format!("c{n}"),
+        hostname: format!("host{n}"),
+        aliases: Vec::new(),
+        ipv4: String::new(),
+        ipv6: String::new(),
+        link_local: Vec::new(),
+        mac: String::new(),
+        gateway_priority: 0,
+        driver_options: BTreeMap::new(),
+    }
+}

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The whole of arca-netd against stateful fakes of its three peers, over real gRPC on unix sockets. Each fake is a
+//! runtime of its own: dropping it is the death of that process, connections included.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod attach;
+mod fakes;
+mod publish;
+mod restart;
+mod rpc;
