@@ -206,7 +206,10 @@ impl Lab {
     /// Destroys the machine; everything must be gone then.
     pub async fn end(self) {
         self.machine.destroy(Duration::from_secs(2)).await.expect("destroy");
-        self.machines.release_cgroups(&self.folder.join("guest"), &self.cgroup).await.expect("release cgroups");
+        self.machines
+            .release_cgroups(&self.machine.record().guest_directory, &self.cgroup)
+            .await
+            .expect("release cgroups");
         self.assert_clean();
     }
 
