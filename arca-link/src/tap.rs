@@ -120,6 +120,25 @@ impl Tap {
         Ok(tap)
     }
 
+    /// Opens the persistent TAP `name` that [`Tap::open`] made in an earlier process. Its address, MTU and flags stay.
+    ///
+    /// # Errors
+    /// [`TapError`] if there is no such interface, it is no TAP of this kind, or another process has it open.
+    pub fn attach(name: &str) -> Result<Self, TapError> {
+        let mut request = named(name)?;
+        // TUNSETIFF would make a new one.
+        if let Err(error) = nix::net::if_::if_nametoindex(name) {
+            return Err(TapError::Ioctl { what: "attach", name: name.to_owned(), source: error.into() });
+        }
+        let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        let fd = open("/dev/net/tun", flags, Mode::empty()).map_err(|e| TapError::Open(e.into()))?;
+        request.ifr_ifru.ifru_flags = interface_flags(libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR);
+        // SAFETY: `request` is an ifreq and lives across the call.
+        let attached = unsafe { ioctl::tun_set_iff(fd.as_raw_fd(), &raw const request) };
+        attached.map_err(|e| TapError::Ioctl { what: "attach", name: name.to_owned(), source: e.into() })?;
+        Self::from_fd(fd)
+    }
+
     /// Takes over a descriptor that [`Tap::open`] made, perhaps in an earlier process.
     ///
     /// # Errors
@@ -246,14 +265,26 @@ impl Tap {
     /// # Errors
     /// [`TapError::Ioctl`].
     pub fn set_up(&self, up: bool) -> Result<(), TapError> {
+        self.set_flag("set up", libc::IFF_UP, up)
+    }
+
+    /// Whether the kernel behind the interface asks for and answers with addresses (ARP). Off where a switch owns it.
+    ///
+    /// # Errors
+    /// [`TapError::Ioctl`].
+    pub fn set_arp(&self, arp: bool) -> Result<(), TapError> {
+        self.set_flag("set ARP", libc::IFF_NOARP, !arp)
+    }
+
+    fn set_flag(&self, what: &'static str, flag: libc::c_int, on: bool) -> Result<(), TapError> {
         let mut request = named(&self.name)?;
-        self.with_socket("set up", |fd| {
+        self.with_socket(what, |fd| {
             // SAFETY: `request` is an ifreq and lives across the call.
             unsafe { get_flags(fd, &raw mut request) }?;
             // SAFETY: SIOCGIFFLAGS has filled in the flags.
             let flags = unsafe { request.ifr_ifru.ifru_flags };
-            let bit = interface_flags(libc::IFF_UP);
-            request.ifr_ifru.ifru_flags = if up { flags | bit } else { flags & !bit };
+            let bit = interface_flags(flag);
+            request.ifr_ifru.ifru_flags = if on { flags | bit } else { flags & !bit };
             // SAFETY: as above.
             unsafe { set_flags(fd, &raw const request) }
         })

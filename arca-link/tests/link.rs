@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use arca_link::{Kind, Offloads, Pump, PumpConfig, RelayState};
+use arca_link::{Kind, Offloads, Pump, PumpConfig, RelayState, Tap, TapConfig};
 use arca_proto::hello::{Hello, Kind as Speaker};
 use harness::{LINK, Rig, capture, link_number, pace, receive, send_until, until, wait};
 
@@ -211,4 +211,28 @@ fn the_relay_ends_when_an_end_is_hostile_or_the_wrong_one() {
     ours.write_all(&[0xff; 8]).expect("written");
     let state = wait(relay.watch(), |state| matches!(state, RelayState::Ended(_)));
     assert!(matches!(&state, RelayState::Ended(why) if why.contains("container end: frame of")), "{state:?}");
+}
+
+#[test]
+fn a_persistent_tap_is_attached_again_and_a_removed_one_ends_its_pump() {
+    let Some(netns) = harness::Netns::new() else { return };
+    let directory = tempfile::tempdir().expect("a directory");
+    let listener = std::os::unix::net::UnixListener::bind(directory.path().join("1")).expect("a short path");
+    let pump = netns.run(move || {
+        let config = TapConfig { name: "l7", mac: None, mtu: 1400 };
+        let tap = Tap::open(&config).expect("a TAP as root");
+        assert!(Tap::attach("l8").is_err() && Tap::open(&config).is_err());
+        tap.set_persist(true).expect("persistent");
+        assert!(Tap::attach("l7").is_err(), "two readers would share the frames");
+        drop(tap);
+        let tap = Tap::attach("l7").expect("still there");
+        tap.set_arp(false).expect("no ARP");
+        tap.set_up(true).expect("up");
+        assert_eq!(tap.set_offloads(Offloads::TSO).expect("offloads"), Offloads::TSO);
+        Pump::start(PumpConfig::new(link_number(), Kind::Helper, tap, listener.into())).expect("a pump")
+    });
+    netns.ip("link del l7");
+    let state = wait(pump.watch(), |state| state.ended);
+    assert_eq!(state.last_error.as_deref(), Some("the interface was removed"));
+    drop(pump.stop());
 }

@@ -5,7 +5,7 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use arca_proto::hello::Hello;
@@ -26,6 +26,8 @@ const FIRST_CONNECTION: u64 = 3;
 
 /// Connections that may be in their hellos at once; beyond it the oldest is closed.
 const MAX_PENDING: usize = 4;
+/// How long no connection is accepted after the process ran out of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
 /// Frames dropped in one turn while unlinked, so that a flood does not keep the listener waiting.
 const DROP_TURN: usize = 256;
 
@@ -43,6 +45,8 @@ pub(super) struct Worker {
     receive: ReceiveBuffer,
     /// Unlinked, but frames still wait for a connection.
     hold_until: Option<Instant>,
+    /// Out of descriptors: the listener is not watched.
+    deaf_until: Option<Instant>,
     tap_watched: bool,
 }
 
@@ -66,6 +70,7 @@ impl Worker {
             send: SendQueue::new(),
             receive: ReceiveBuffer::new(),
             hold_until: None,
+            deaf_until: None,
             tap_watched: true,
         })
     }
@@ -103,38 +108,54 @@ impl Worker {
         }
     }
 
-    /// Time left for frames to wait; ends the waiting when it is over.
+    /// Time left until something is over; does what then follows. Nothing is waited for on an idle link.
     fn timeout(&mut self) -> io::Result<EpollTimeout> {
-        let Some(until) = self.hold_until else { return Ok(EpollTimeout::NONE) };
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        let now = Instant::now();
+        if self.hold_until.is_some_and(|until| until <= now) {
             self.hold_until = None;
             let (frames, _) = self.send.clear();
             self.shared.to_stream.dropped(frames);
             self.watch_tap(true)?;
-            return Ok(EpollTimeout::NONE);
         }
+        if self.deaf_until.is_some_and(|until| until <= now) {
+            self.deaf_until = None;
+            modify(&self.epoll, self.listener.as_fd(), EpollFlags::EPOLLIN, LISTENER)?;
+        }
+        let Some(next) = self.hold_until.into_iter().chain(self.deaf_until).min() else {
+            return Ok(EpollTimeout::NONE);
+        };
         // Rounded up: a wake-up just before the moment would be a second one.
-        Ok(EpollTimeout::try_from(left.as_millis() + 1).unwrap_or(EpollTimeout::NONE))
+        let left = next.saturating_duration_since(now).as_millis() + 1;
+        Ok(EpollTimeout::try_from(left).unwrap_or(EpollTimeout::NONE))
     }
 
     fn accept(&mut self) -> io::Result<()> {
-        while let Some(stream) = sys::accept(self.listener.as_fd())? {
-            let pending = match Pending::begin(stream, &self.hello) {
-                Ok(pending) => pending,
+        loop {
+            let stream = match sys::accept(self.listener.as_fd()) {
+                Ok(Some(stream)) => stream,
+                Ok(None) => return Ok(()),
                 Err(error) => {
-                    self.refused(&error);
-                    continue;
+                    // The client stays in the backlog; epoll would report it again and again.
+                    self.refused(&error.into());
+                    self.deaf_until = Some(Instant::now() + ACCEPT_PAUSE);
+                    return modify(&self.epoll, self.listener.as_fd(), EpollFlags::empty(), LISTENER);
                 }
             };
-            let token = self.next_token;
-            self.next_token += 1;
-            self.epoll.add(&pending, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
-            if self.pending.len() == MAX_PENDING {
-                self.pending.remove(0);
+            if let Err(error) = self.begin(stream) {
+                self.refused(&error);
             }
-            self.pending.push((token, pending));
         }
+    }
+
+    fn begin(&mut self, stream: OwnedFd) -> Result<(), Broken> {
+        let pending = Pending::begin(stream, &self.hello)?;
+        let token = self.next_token;
+        self.next_token += 1;
+        self.epoll.add(&pending, EpollEvent::new(EpollFlags::EPOLLIN, token)).map_err(io::Error::from)?;
+        if self.pending.len() == MAX_PENDING {
+            self.pending.remove(0);
+        }
+        self.pending.push((token, pending));
         Ok(())
     }
 
