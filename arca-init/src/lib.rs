@@ -99,7 +99,11 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve(args) => {
             logging::init(&args.log_level);
             isolation::enter()?;
-            runtime()?.block_on(serve(args))
+            let runtime = runtime()?;
+            let served = runtime.block_on(serve(args));
+            // Not waited for: a thread may still read the descriptor store of an arca-tapfwd that is slow to end.
+            runtime.shutdown_background();
+            served
         }
         Command::Sweep(args) => runtime()?.block_on(sweep(args)),
     }

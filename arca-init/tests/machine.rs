@@ -108,6 +108,29 @@ fn a_killed_arca_init_leaves_nothing_after_destroy() {
 }
 
 #[test]
+fn a_second_launch_in_the_same_place_harms_nobody() {
+    private("a_second_launch_in_the_same_place_harms_nobody", async {
+        let mut lab = Lab::new().await;
+        let request = lab.request("w", &["sleep", "100"]);
+        lab.client.create_workload(request).await.expect("create");
+        lab.start("w").await;
+        let again = spec(&lab.folder, true);
+        let refused = lab.machines.launch_container(&again).await.expect_err("must be refused");
+        assert!(matches!(refused, MachineError::Running { .. }), "{refused:?}");
+        let states = lab.client.get_machine(GetMachineRequest {}).await.expect("get").into_inner().workloads;
+        assert_eq!(states[0].state(), workload_status::State::Running);
+        // But a dead one's remains do not stand in the way of the next.
+        let pid = states[0].pid;
+        kill(lab.machine.pid());
+        lab.machine.wait_exit().await;
+        let machine = lab.machines.launch_container(&again).await.expect("launch");
+        assert!(!alive(pid), "the dead machine's workload must be gone before the next one starts");
+        let lab = Lab::around(lab.machines, machine);
+        lab.end().await;
+    });
+}
+
+#[test]
 fn shutdown_ends_workloads_and_removes_them() {
     private("shutdown_ends_workloads_and_removes_them", async {
         let mut lab = Lab::new().await;

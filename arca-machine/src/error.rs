@@ -16,6 +16,14 @@ pub enum MachineError {
         /// Why not, and the way out.
         reason: &'static str,
     },
+    /// A machine answers in the socket directory already.
+    #[error("machine {id} runs already: it answers in {} (adopt it, or destroy it first)", directory.display())]
+    Running {
+        /// Machine.
+        id: String,
+        /// Its socket directory.
+        directory: PathBuf,
+    },
     /// A file or folder of the machine could not be made, read or removed.
     #[error("machine {id}: {operation} {}", path.display())]
     File {

@@ -19,7 +19,10 @@ use std::{
     time::Duration,
 };
 
-use arca_proto::dial::Address;
+use arca_proto::{
+    dial::{Address, dial},
+    ports,
+};
 use async_trait::async_trait;
 use nix::libc;
 
@@ -159,12 +162,30 @@ impl Boot<'_> {
     }
 
     async fn launch(self) -> Result<Machine, MachineError> {
+        self.make_way().await?;
         let launched = self.try_launch().await;
         if launched.is_err() {
             // Whatever was made is removed; the log stays for whoever reads the error.
             let _ = fs::remove_dir_all(self.socket_directory);
         }
         launched
+    }
+
+    /// Nothing may be touched of a machine that runs; what a dead one left goes first.
+    async fn make_way(&self) -> Result<(), MachineError> {
+        let address = Address::Sockets(self.socket_directory.to_path_buf());
+        let port = match self.role {
+            Role::Container => ports::INIT,
+            Role::Helper => ports::HELPER,
+        };
+        if dial(&address, port).await.is_ok() {
+            return Err(MachineError::Running {
+                id: self.id.to_owned(),
+                directory: self.socket_directory.to_path_buf(),
+            });
+        }
+        let left = process::sweep_sockets(self.role, self.socket_directory, self.guest_directory).await;
+        if left.is_empty() { Ok(()) } else { Err(MachineError::Teardown { id: self.id.to_owned(), failures: left }) }
     }
 
     async fn try_launch(&self) -> Result<Machine, MachineError> {

@@ -148,18 +148,7 @@ impl Keeper for Process {
 /// Removes what a machine that is not running left; goes on past failures.
 pub(super) async fn sweep(record: &Record, mut failures: Vec<String>) -> Result<(), MachineError> {
     if let Address::Sockets(directory) = &record.address {
-        // An arca-init that was killed leaves its notes of workloads in its run directory, and the workloads with them.
-        if record.role == Role::Container && directory.join("workloads").exists() {
-            let arguments = ["sweep".to_owned(), format!("--run={}", directory.display())];
-            if let Err(error) = run_init(&record.guest_directory, &arguments).await {
-                failures.push(format!("sweep up after arca-init: {error}"));
-            }
-        }
-        if let Err(error) = fs::remove_dir_all(directory)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            failures.push(format!("remove {}: {error}", directory.display()));
-        }
+        failures.extend(sweep_sockets(record.role, directory, &record.guest_directory).await);
     }
     if record.role == Role::Helper {
         let _ = fs::remove_dir(record.state_directory.join("mount"));
@@ -168,6 +157,24 @@ pub(super) async fn sweep(record: &Record, mut failures: Vec<String>) -> Result<
         failures.push(format!("remove the machine record: {error}"));
     }
     if failures.is_empty() { Ok(()) } else { Err(MachineError::Teardown { id: record.id.clone(), failures }) }
+}
+
+/// Removes a socket directory and whatever its machine, which is dead, still has running; lists what remains.
+pub(super) async fn sweep_sockets(role: Role, directory: &Path, guest_directory: &Path) -> Vec<String> {
+    let mut failures = Vec::new();
+    // An arca-init that was killed leaves its notes of workloads in its run directory, and the workloads with them.
+    if role == Role::Container && directory.join("workloads").exists() {
+        let arguments = ["sweep".to_owned(), format!("--run={}", directory.display())];
+        if let Err(error) = run_init(guest_directory, &arguments).await {
+            failures.push(format!("sweep up after arca-init: {error}"));
+        }
+    }
+    if let Err(error) = fs::remove_dir_all(directory)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        failures.push(format!("remove {}: {error}", directory.display()));
+    }
+    failures
 }
 
 /// Runs arca-init for one of its housekeeping commands.
