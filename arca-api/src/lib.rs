@@ -15,6 +15,8 @@ pub mod containers;
 pub mod docker;
 pub mod engine;
 pub mod events;
+#[cfg(test)]
+mod fakes;
 pub mod http;
 pub mod images;
 pub mod machines;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::{
-    containers::{Container, Record, Status, exit, start},
+    containers::{Container, Record, Status, exit, remove, start},
     engine::Engine,
     machines::{Found, Live},
 };
@@ -18,12 +18,20 @@ pub async fn adopt(engine: &Arc<Engine>, records: Vec<Record>) {
         }
         let was_running = record.state.is_running();
         let status = record.state.status;
+        let leftover = status == Status::Exited && record.host.auto_remove;
         let container = Container::new(record);
         engine.containers.insert(container.clone());
         if was_running {
             engine.set_attached(&container.id, true);
         }
         let ended = find(engine, &container, was_running).await;
+        if leftover {
+            // arca-api died between the exit and the automatic removal.
+            if let Err(error) = remove::remove(engine, &container, remove::Options::auto()).await {
+                tracing::warn!(container_id = container.id, %error, "automatic removal");
+            }
+            continue;
+        }
         if ended || status == Status::Restarting || lost_start(&container) {
             starting.push((container, was_running, ended));
         }

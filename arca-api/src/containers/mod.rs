@@ -35,6 +35,9 @@ pub mod start;
 pub mod stop;
 pub mod view;
 
+#[cfg(test)]
+mod tests;
+
 #[cfg(target_os = "linux")]
 #[path = "logs/follow_linux.rs"]
 mod follow;

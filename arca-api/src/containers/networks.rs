@@ -131,7 +131,7 @@ pub fn order(record: &Record) -> Vec<String> {
 /// # Errors
 /// `failed to set up container networking: …` with arca-netd's status.
 pub async fn set_up(engine: &Engine, container: &Container, record: &mut Record, live: &Live) -> ApiResult<()> {
-    let exclusive = record.networks.keys().any(|name| matches!(name.as_str(), "host" | "none"));
+    let exclusive = record.without_endpoints();
     if exclusive && record.networks.len() > 1 {
         let text = if record.networks.contains_key("host") {
             "cannot connect container to host network - container must be created in host network mode"
@@ -193,7 +193,7 @@ async fn set_up_all(
 pub async fn tear_down(engine: &Engine, container: &Container, record: &mut Record) {
     let request = netd::DetachWorkloadRequest { workload_id: record.id.clone() };
     engine.set_attached(&record.id, false);
-    let exclusive = record.networks.keys().any(|name| matches!(name.as_str(), "host" | "none"));
+    let exclusive = record.without_endpoints();
     if !exclusive {
         match engine.netd.clone().detach_workload(request).await {
             Ok(_) => {

@@ -139,8 +139,13 @@ impl Record {
         self.id.get(..12).unwrap_or(&self.id)
     }
 
-    /// The container has no network of its own making: host, none.
+    /// The container shares the host's network.
     pub fn is_host_network(&self) -> bool {
         self.host.network_mode == "host"
+    }
+
+    /// arca-netd has nothing to do with the container: it is on host or none.
+    pub fn without_endpoints(&self) -> bool {
+        self.networks.keys().any(|name| matches!(name.as_str(), "host" | "none"))
     }
 }

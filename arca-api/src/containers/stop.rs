@@ -205,9 +205,9 @@ pub async fn rename(engine: &Arc<Engine>, container: &Arc<Container>, name: &str
         return Err(ApiError::bad_request("Renaming a container with the same name as its current name"));
     }
     engine.containers.reserve(&name, &container.id)?;
-    let running = container.with(|record| record.state.is_running());
+    let known_to_netd = container.with(|record| record.state.is_running() && !record.without_endpoints());
     let mut renamed = Ok(());
-    if running {
+    if known_to_netd {
         let request = netd::SetNamesRequest { workload_id: container.id.clone(), workload_name: name.clone() };
         renamed = engine.netd.clone().set_names(request).await.map(|_| ()).map_err(ApiError::from);
     }

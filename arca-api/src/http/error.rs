@@ -92,10 +92,12 @@ impl From<tonic::Status> for ApiError {
             Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        let message = match status.code() {
-            // tonic's own text is "tcp connect error" and the like; the operator needs the name of the daemon.
-            Code::Unavailable => format!("arca-netd does not answer (is it running?): {}", status.message()),
-            _ => status.message().to_owned(),
+        // With a source it is the transport's own, not arca-netd's answer: the operator needs the name of the daemon.
+        let transport = status.code() == Code::Unavailable && std::error::Error::source(&status).is_some();
+        let message = if transport {
+            format!("arca-netd does not answer (is it running?): {}", status.message())
+        } else {
+            status.message().to_owned()
         };
         Self::new(http, message)
     }
