@@ -2,7 +2,7 @@
 //! Docker's network model on the wire: what the declared objects mean to containers, with real OVS and OVN and the kernel's
 //! own TCP at both ends. Needs root and the environment variable ARCA_HELPER_ROOT, else SKIP.
 
-#![allow(dead_code)] // `machine` serves two tests
+#![allow(clippy::unwrap_used, clippy::print_stdout, dead_code, unreachable_pub)] // a test; `machine` serves another one too
 
 mod container;
 mod machine;
@@ -41,6 +41,8 @@ fn network(n: char) -> Network {
         name: format!("net-{n}"),
         subnet_v4: format!("172.{third}.0.0/16"),
         gateway_v4: gateway(n).to_string(),
+        subnet_v6: if n < INSIDE { format!("fd00:{n}::/64") } else { String::new() },
+        gateway_v6: if n < INSIDE { format!("fd00:{n}::1") } else { String::new() },
         internal: n == INSIDE,
         inter_container: n != APART,
         masquerade: true,
@@ -131,7 +133,7 @@ async fn configure(machine: &Machine) {
 }
 
 /// Addresses of links, in their order, once all are up.
-async fn all_up(count: usize) -> Vec<String> {
+async fn all_up(count: usize) -> Vec<(String, String)> {
     let mut stream = Machine::client().watch(WatchRequest {}).await.unwrap().into_inner();
     let mut addresses = std::collections::BTreeMap::new();
     let watch = async {
@@ -139,7 +141,7 @@ async fn all_up(count: usize) -> Vec<String> {
             let observation = stream.message().await.unwrap().unwrap();
             assert_eq!(observation.error, "");
             if observation.up {
-                addresses.insert(observation.key.unwrap().id, observation.address_v4);
+                addresses.insert(observation.key.unwrap().id, (observation.address_v4, observation.address_v6));
             }
         }
     };
@@ -182,14 +184,23 @@ fn networks_are_what_docker_says_they_are() {
         let rows = nb.ready().await.unwrap();
         let (_, row) = rows.find("Logical_Switch_Port", "name", &id('1')).unwrap();
         assert_eq!(row.str("addresses"), "02:42:ac:12:00:01 dynamic");
-        assert_eq!(row.str("dynamic_addresses"), format!("02:42:ac:12:00:01 {}", host_only(&up[0])));
+        assert_eq!(
+            row.str("dynamic_addresses"),
+            format!("02:42:ac:12:00:01 {} {}", host_only(&up[0].0), up[0].1.trim_end_matches("/64"))
+        );
 
         let mut containers = Vec::new();
         for (link, network) in
             [(1, FRONT), (2, FRONT), (3, BACK), (5, INSIDE), (6, APART), (7, APART), (8, BRIDGE), (9, BRIDGE)]
         {
-            let way = (network != INSIDE).then(|| gateway(network));
-            containers.push(Container::start(link, mac(link), &up[link as usize - 1], way).await);
+            // Also inside the internal network somebody may set a default route.
+            let gateway = gateway(network);
+            let (v4, v6) = &up[link as usize - 1];
+            let mut container = Container::start(link, mac(link), v4, gateway).await;
+            if !v6.is_empty() {
+                container.add_v6(v6, &format!("fd00:{network}::1"));
+            }
+            containers.push(container);
         }
         for container in &containers {
             serve(Some(container), 80);
@@ -200,13 +211,15 @@ fn networks_are_what_docker_says_they_are() {
         same_network_and_the_way_out(web, db);
         published_ports(web, db, other);
         isolation(web, other, inside, apart, alone, plain, peer);
-        names(web, db, other, inside, plain);
+        names(web, db, other, inside, apart, plain);
         sync(web).await;
     });
 }
 
 fn same_network_and_the_way_out(web: &Container, db: &Container) {
     assert_eq!(reaches(|| tcp(Some(web), (db.ip, 80))), Some(web.ip.to_string()), "same network, own address");
+    let [from, to] = [web, db].map(|c| c.ip6.unwrap());
+    assert_eq!(reaches(|| tcp(Some(web), (to, 80))), Some(from.to_string()), "the same by IPv6");
     assert_eq!(reaches(|| tcp(Some(web), (HOST, 7777))), Some(ROUTER.to_string()), "SNAT on the way out");
     assert_eq!(reaches(|| udp(Some(web), (HOST, 7777))), Some(ROUTER.to_string()), "SNAT on the way out, UDP");
 }
@@ -233,6 +246,8 @@ fn isolation(
 ) {
     assert_eq!(tcp(Some(web), (other.ip, 80)), None, "networks are apart");
     assert_eq!(tcp(Some(other), (web.ip, 80)), None, "and the other way");
+    assert_eq!(tcp(Some(web), (other.ip6.unwrap(), 80)), None, "by IPv6 too");
+    assert_eq!(tcp(Some(other), (web.ip6.unwrap(), 80)), None, "by IPv6 too, and the other way");
     assert_eq!(tcp(Some(plain), (web.ip, 80)), None, "the default bridge too");
     assert_eq!(reaches(|| tcp(Some(plain), (peer.ip, 80))), Some(plain.ip.to_string()));
     assert_eq!(tcp(Some(inside), (HOST, 7777)), None, "an internal network has no way out");
@@ -247,12 +262,12 @@ fn isolation(
     assert_eq!(reaches(|| tcp(None, (ROUTER, 8080))), Some(HOST.to_string()), "still published");
 }
 
-fn names(web: &Container, db: &Container, other: &Container, inside: &Container, plain: &Container) {
+fn names(web: &Container, db: &Container, other: &Container, inside: &Container, apart: &Container, plain: &Container) {
     let resolve = |from: &Container, network, by_tcp, message: &Message| {
         (0..5).find_map(|_| ask(from, gateway(network), by_tcp, message)).expect("an answer")
     };
     let a = |name| query(name, RecordType::A, true);
-    let ttl = |reply: &Message| reply.answers[0].ttl;
+    let ttl = |reply: &Message| reply.answers.first().unwrap_or_else(|| panic!("no answer: {reply}")).ttl;
     // OVN's own answer, known by its TTL; then what it leaves to the resolver.
     let native = resolve(web, FRONT, false, &a("c2"));
     assert_eq!((addresses(&native), ttl(&native)), (vec![db.ip.into()], 3600), "answered by OVN");
@@ -261,6 +276,8 @@ fn names(web: &Container, db: &Container, other: &Container, inside: &Container,
     let by_tcp = resolve(web, FRONT, true, &a("c2"));
     assert_eq!((addresses(&by_tcp), ttl(&by_tcp)), (vec![db.ip.into()], 600), "TCP is the resolver's");
     let six = resolve(web, FRONT, false, &query("c2", RecordType::AAAA, true));
+    assert_eq!(addresses(&six), [IpAddr::from(db.ip6.unwrap())]);
+    let six = resolve(apart, APART, false, &query("c7", RecordType::AAAA, true));
     assert_eq!((six.metadata.response_code, six.answers.len()), (ResponseCode::NoError, 0), "no such data");
     let both = resolve(web, FRONT, false, &a("shared"));
     let mut expected = vec![IpAddr::from(web.ip), db.ip.into()];

@@ -102,7 +102,7 @@ pub fn diff<R: Columns>(observed: &Observed<R>, desired: &[Row], scope: Scope<'_
     let context = Context { observed, wanted: desired.iter().map(|row| &row.key).collect(), scope };
     let named: BTreeMap<Atom, Uuid> = observed.rows.iter().map(|(key, found)| (key.reference(), found.uuid)).collect();
     let mut changes = Vec::new();
-    for (key, found) in observed.rows.iter().map(|(k, f)| (k, f)).chain(observed.doubles.iter().map(|(k, f)| (k, f))) {
+    for (key, found) in observed.rows.iter().chain(observed.doubles.iter().map(|(k, f)| (k, f))) {
         let double = observed.rows.get(key).is_some_and(|kept| kept.uuid != found.uuid);
         if (double || !context.wanted.contains(key)) && context.may_remove(key, found) {
             changes.push(Change::Delete { key: key.clone(), uuid: found.uuid });

@@ -272,14 +272,6 @@ impl<M: Machine> Engine<M> {
             let changes = diff(&observed, &wanted, self.state.scope());
             if changes.is_empty() {
                 self.settled = Some(snapshot.generation);
-                let names = NameTable::new(&self.state.desired, &learned);
-                self.names.send_if_modified(|now| {
-                    let differs = **now != names;
-                    if differs {
-                        *now = Arc::new(names);
-                    }
-                    differs
-                });
                 break;
             }
             if round == ROUNDS {
@@ -375,6 +367,15 @@ impl<M: Machine> Engine<M> {
 
     fn publish(&self) {
         let observed = Observed::of_snapshot(&self.db.snapshot());
+        let names = NameTable::new(&self.state.desired, &observed.learned());
+        // Names first: whoever hears of an address may ask for it.
+        self.names.send_if_modified(|now| {
+            let differs = **now != names;
+            if differs {
+                *now = Arc::new(names);
+            }
+            differs
+        });
         self.observations.send_if_modified(|now| {
             let new = observe(&self.state, &observed, &self.failures, now);
             let differs = **now != new;

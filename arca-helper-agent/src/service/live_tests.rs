@@ -156,14 +156,19 @@ async fn serve(
     (HelperClient::connect(format!("unix://{}", path.display())).await.unwrap(), stop)
 }
 
-fn configuration() -> proto::ConfigureRequest {
-    // Every address of 127/8 is local: the resolver can listen there without privileges to add one. Port 53 needs root.
+/// Every address of 127/8 is local, so the resolver can listen there; one of its own for each test and process.
+fn uplink(test: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(0x7f40_0000 + ((std::process::id() & 0x3_ffff) << 4) + (test << 3))
+}
+
+fn configuration(test: u32) -> proto::ConfigureRequest {
+    let [next_hop, router, resolver] = [1, 2, 3].map(|n| Ipv4Addr::from_bits(uplink(test).to_bits() + n));
     proto::ConfigureRequest {
         system_id: "helper-1".into(),
         uplink_interface: "up0".into(),
-        router_address: "127.77.0.2/29".into(),
-        next_hop: "127.77.0.1".into(),
-        resolver_address: format!("127.77.{}.3/29", 0),
+        router_address: format!("{router}/29"),
+        next_hop: next_hop.to_string(),
+        resolver_address: format!("{resolver}/29"),
         forwarders: vec![],
     }
 }
@@ -239,17 +244,16 @@ async fn eventually(db: &Database, what: &str, holds: impl Fn(&Snapshot) -> bool
     timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never: {what}")).unwrap();
 }
 
-fn can_bind_port_53() -> bool {
-    let bound = std::net::UdpSocket::bind("127.77.0.3:53").is_ok();
-    if !bound {
-        println!("SKIP service live tests: port 53 of 127.77.0.3 cannot be bound");
-    }
-    bound
+fn can_bind_port_53(test: u32) -> bool {
+    let resolver = Ipv4Addr::from_bits(uplink(test).to_bits() + 3);
+    std::net::UdpSocket::bind((resolver, 53)).is_ok()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn declared_objects_become_rows_and_come_back_as_observations() {
-    if !can_bind_port_53() {
+    const TEST: u32 = 0;
+    if !can_bind_port_53(TEST) {
+        println!("SKIP service live tests: port 53 cannot be bound (not root?)");
         return;
     }
     let Some(mut ovn) = Ovn::start() else { return };
@@ -259,9 +263,9 @@ async fn declared_objects_become_rows_and_come_back_as_observations() {
 
     let early = client.apply(proto::ApplyRequest::default()).await.unwrap_err();
     assert_eq!(early.code(), tonic::Code::FailedPrecondition);
-    let bad = proto::ConfigureRequest { next_hop: "nowhere".into(), ..configuration() };
+    let bad = proto::ConfigureRequest { next_hop: "nowhere".into(), ..configuration(TEST) };
     assert_eq!(client.configure(bad).await.unwrap_err().code(), tonic::Code::InvalidArgument);
-    assert_eq!(client.configure(configuration()).await.unwrap().into_inner().datapath, "netdev");
+    assert_eq!(client.configure(configuration(TEST)).await.unwrap().into_inner().datapath, "netdev");
 
     // Two endpoints and a published port; one bad object among them.
     let elsewhere = endpoint(102, 77);
@@ -289,8 +293,9 @@ async fn declared_objects_become_rows_and_come_back_as_observations() {
     let now = db.snapshot();
     assert_eq!(lsp(&now, 100).0, "02:42:ac:12:00:64 dynamic");
     assert_eq!(lsp(&now, 100).1, format!("02:42:ac:12:00:64 {ip}"));
+    let vip = format!("{}:8080", Ipv4Addr::from_bits(uplink(TEST).to_bits() + 2));
     let (_, published) = now.find("Load_Balancer", "name", "pub-web").unwrap();
-    assert_eq!(published.key("vips", "127.77.0.2:8080"), Some(format!("{ip}:80").as_str()));
+    assert_eq!(published.key("vips", &vip), Some(format!("{ip}:80").as_str()));
 
     // An address in use, one outside, a static one.
     let fixed = |n, ip: &str| ep(1, proto::Endpoint { static_v4: ip.into(), ..endpoint(n, 18) });
@@ -319,11 +324,11 @@ async fn declared_objects_become_rows_and_come_back_as_observations() {
 
     // A new agent on the same database: before its first sync nothing unknown goes, afterwards an equal one changes nothing.
     drop((client, stop));
-    while std::net::UdpSocket::bind("127.77.0.3:53").is_err() {
+    while !can_bind_port_53(TEST) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let (mut second, _stop) = serve(ovn.connect(), &machine, ovn.dir.path()).await;
-    second.configure(configuration()).await.unwrap();
+    second.configure(configuration(TEST)).await.unwrap();
     // northd may still be noting its own things.
     let mut written = db.snapshot().changes_since(&quiet);
     let northds = |column: &str| matches!(column, "up" | "dynamic_addresses");
@@ -388,20 +393,15 @@ async fn declared_objects_become_rows_and_come_back_as_observations() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn exhaustion_ports_that_fail_and_bulk() {
-    if !can_bind_port_53() {
+    const TEST: u32 = 1;
+    if !can_bind_port_53(TEST) {
+        println!("SKIP service live tests: port 53 cannot be bound (not root?)");
         return;
     }
     let Some(ovn) = Ovn::start() else { return };
     let machine = Arc::<FakeMachine>::default();
     let (mut client, _stop) = serve(ovn.connect(), &machine, ovn.dir.path()).await;
-    // Both tests may run at once: another resolver address.
-    let elsewhere = proto::ConfigureRequest {
-        router_address: "127.78.0.2/29".into(),
-        next_hop: "127.78.0.1".into(),
-        resolver_address: "127.78.0.3/29".into(),
-        ..configuration()
-    };
-    client.configure(elsewhere).await.unwrap();
+    client.configure(configuration(TEST)).await.unwrap();
 
     // Five usable addresses in a /29, six endpoints; removing one makes room for the sixth.
     let small = proto::Network {

@@ -163,7 +163,7 @@ impl State {
 
     /// Withdrawals and declarations of one request, in the order in which objects depend on each other.
     pub(super) fn apply(&mut self, mut put: Vec<Put>, mut remove: Vec<(Key, u64)>, live: &Live) {
-        remove.sort_by(|(a, _), (b, _)| b.kind.cmp(&a.kind));
+        remove.sort_by_key(|(key, _)| std::cmp::Reverse(key.kind));
         for (key, generation) in remove {
             self.remove(key, generation);
         }

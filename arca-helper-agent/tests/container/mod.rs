@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,7 @@ pub struct Container {
     namespace: File,
     _pump: Pump,
     pub ip: Ipv4Addr,
+    pub ip6: Option<Ipv6Addr>,
 }
 
 /// Runs something in a network namespace; what it opens stays there.
@@ -42,7 +43,7 @@ fn within<T: Send>(namespace: Option<&File>, what: impl FnOnce() -> T + Send) ->
 
 impl Container {
     /// Joins link `link` with an eth0 that has this MAC, address and gateway.
-    pub async fn start(link: u32, mac: [u8; 6], address: &str, gateway: Option<Ipv4Addr>) -> Self {
+    pub async fn start(link: u32, mac: [u8; 6], address: &str, gateway: Ipv4Addr) -> Self {
         let holder = Command::new("unshare").args(["--net", "sleep", "200"]).stdin(Stdio::null()).spawn().unwrap();
         let path = format!("/proc/{}/ns/net", holder.id());
         let own = std::fs::read_link("/proc/self/ns/net").unwrap();
@@ -68,14 +69,19 @@ impl Container {
             let _ = tokio::io::copy_bidirectional(&mut helper, &mut container).await;
         });
         let ip = address.split('/').next().unwrap().parse().unwrap();
-        let container = Self { holder, namespace, _pump: pump, ip };
+        let container = Self { holder, namespace, _pump: pump, ip, ip6: None };
         container.ip_command(&format!("address add {address} dev eth0"));
         container.ip_command("link set eth0 up");
         container.ip_command("link set lo up");
-        if let Some(gateway) = gateway {
-            container.ip_command(&format!("route add default via {gateway}"));
-        }
+        container.ip_command(&format!("route add default via {gateway}"));
         container
+    }
+
+    /// Gives it an IPv6 address and default route.
+    pub fn add_v6(&mut self, address: &str, gateway: &str) {
+        self.ip_command(&format!("address add {address} dev eth0 nodad"));
+        self.ip_command(&format!("route add default via {gateway}"));
+        self.ip6 = address.split('/').next().unwrap().parse().ok();
     }
 
     fn ip_command(&self, arguments: &str) {
@@ -98,11 +104,13 @@ impl Drop for Container {
 
 /// Serves TCP and UDP on a port of a container, or of the host: tells each client who it seems to be.
 pub fn serve(at: Option<&Container>, port: u16) {
-    let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-    let (tcp, udp) = Container::within(at, || (TcpListener::bind(any).unwrap(), UdpSocket::bind(any).unwrap()));
+    let (tcp, udp) = Container::within(at, || {
+        let tcp = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap();
+        (tcp, UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap())
+    });
     std::thread::spawn(move || {
         for mut stream in tcp.incoming().flatten() {
-            let peer = stream.peer_addr().unwrap().ip().to_string();
+            let peer = stream.peer_addr().unwrap().ip().to_canonical().to_string();
             let _ = stream.write_all(peer.as_bytes());
         }
     });
@@ -115,9 +123,10 @@ pub fn serve(at: Option<&Container>, port: u16) {
 }
 
 /// Who `from` seems to be to the TCP server at `to`; `None` if it is not reached within a second.
-pub fn tcp(from: Option<&Container>, to: (Ipv4Addr, u16)) -> Option<String> {
+pub fn tcp(from: Option<&Container>, to: impl Into<SocketAddr>) -> Option<String> {
+    let to = to.into();
     Container::within(from, || {
-        let mut stream = TcpStream::connect_timeout(&to.into(), TIMEOUT).ok()?;
+        let mut stream = TcpStream::connect_timeout(&to, TIMEOUT).ok()?;
         stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
