@@ -7,78 +7,15 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use arca_link::relay::RelayCounters;
-use arca_link::{Kind, LinkNumber, Pump, PumpConfig, Relay, RelayConfig, RelayState, Tap, TapConfig};
 use arca_proto::fdstore::Store;
 use arca_proto::tap::v1::ConfigureRequest;
 use arca_tapfwd::udp;
-use common::{ADDRESS, Dhcp, GATEWAY, Peer, Tapfwd, attach, in_namespace, request, run, until};
-use nix::sched::{CloneFlags, unshare};
-
-/// A second namespace behind the link: the gateway with a UDP and a TCP server on port 53, as helper end.
-struct Gateway {
-    _stop: mpsc::Sender<()>,
-}
-
-impl Gateway {
-    fn start(directory: PathBuf) -> Self {
-        let (stop, stopped) = mpsc::channel::<()>();
-        let (ready, is_ready) = mpsc::channel();
-        thread::spawn(move || {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            let tap = Tap::open(&TapConfig { name: "gw", mac: Some([2, 0, 0, 0, 0, 1]), mtu: 1442 }).unwrap();
-            run(&format!("ip link set lo up; ip addr add {GATEWAY}/16 dev gw; ip link set gw up"));
-            let listener = UnixListener::bind(directory.join("30001")).unwrap();
-            let link = LinkNumber::try_from(1).unwrap();
-            let _pump = Pump::start(PumpConfig::new(link, Kind::Helper, tap, listener.into())).unwrap();
-            let udp = UdpSocket::bind((GATEWAY, 53)).unwrap();
-            thread::spawn(move || {
-                let mut buffer = [0; 512];
-                while let Ok((length, from)) = udp.recv_from(&mut buffer) {
-                    let text = format!("gateway saw {from}: {}", String::from_utf8_lossy(&buffer[..length]));
-                    let _ = udp.send_to(text.as_bytes(), from);
-                }
-            });
-            let tcp = TcpListener::bind((GATEWAY, 53)).unwrap();
-            thread::spawn(move || {
-                for mut stream in tcp.incoming().flatten() {
-                    let mut text = String::new();
-                    let _ = stream.read_to_string(&mut text);
-                    let _ = write!(stream, "gateway saw {}: {text}", stream.peer_addr().unwrap().ip());
-                }
-            });
-            ready.send(()).unwrap();
-            let _ = stopped.recv();
-        });
-        is_ready.recv().unwrap();
-        Self { _stop: stop }
-    }
-}
-
-async fn relay(directory: &std::path::Path) -> Relay {
-    let mut container = None;
-    until("the link listens", || {
-        container = UnixStream::connect(directory.join("20001")).ok();
-        container.is_some()
-    })
-    .await;
-    let relay = Relay::start(RelayConfig {
-        link: LinkNumber::try_from(1).unwrap(),
-        epoch: 1,
-        container: container.unwrap().into(),
-        helper: UnixStream::connect(directory.join("30001")).unwrap().into(),
-        counters: Arc::new(RelayCounters::default()),
-    })
-    .unwrap();
-    relay.watch().wait_for(|state| matches!(state, RelayState::Up(_))).await.unwrap();
-    relay
-}
+use common::gateway::{Gateway, relay};
+use common::{ADDRESS, Dhcp, GATEWAY, Peer, Tapfwd, attach, in_namespace, request, run};
 
 fn ask_udp(to: Ipv4Addr) -> String {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
@@ -110,7 +47,7 @@ fn queries_reach_the_gateway_while_the_workload_itself_has_port_53() {
         let _gateway = Gateway::start(directory.clone());
         let mut wanted = request(1);
         wanted.confirm_dhcp = false;
-        let (steps, _relay) = tokio::join!(attach(&mut client, wanted), relay(&directory));
+        let (steps, _relay) = tokio::join!(attach(&mut client, wanted), relay(&directory, 1));
         steps.unwrap();
         let dns = ConfigureRequest { default_route_link: 1, resolver_v4: GATEWAY.to_string() };
         client.configure(dns.clone()).await.unwrap();
@@ -146,7 +83,7 @@ fn queries_reach_the_gateway_while_the_workload_itself_has_port_53() {
         let mut client = tapfwd.client();
         client.configure(dns).await.unwrap();
         assert_eq!(rules.lines().count(), run("nft list table ip arca").lines().count());
-        let _relay = relay(&directory).await;
+        let _relay = relay(&directory, 2).await;
         assert_eq!(ask_tcp(resolver), format!("gateway saw {ADDRESS}: q"));
 
         // Without a resolver the table is gone, and 127.0.0.11 is an ordinary loopback address.

@@ -5,13 +5,17 @@
 
 mod common;
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use arca_proto::fdstore::Store;
 use arca_proto::tap::v1::attach_progress::Step;
 use arca_proto::tap::v1::{ConfigureRequest, DetachNetworkRequest, ListInterfacesRequest};
-use common::{Dhcp, Peer, Tapfwd, addresses, attach, in_namespace, ip, request, until};
+use common::gateway::{Gateway, relay};
+use common::{Dhcp, GATEWAY, Peer, Tapfwd, addresses, attach, in_namespace, ip, request, until};
 use serde_json::{Value, json};
 
 fn route() -> Value {
@@ -92,5 +96,49 @@ fn an_entry_of_no_use_is_dropped_and_the_others_resume() {
         let (steps, _peer) = tokio::join!(attach(&mut client, request(1)), Peer::dial(&directory, 1, 1, Dhcp::Ack));
         steps.unwrap();
         until("both are kept", || store.names() == ["link-1", "link-2"]).await;
+    });
+}
+
+#[test]
+fn a_tcp_stream_survives_kills_at_any_moment_whole() {
+    const TOTAL: u64 = 24 << 20;
+    const KILLS: u64 = 6;
+    in_namespace(|directory| async move {
+        let store = Arc::new(Store::default());
+        let mut tapfwd = Tapfwd::start(&directory, &store).await;
+        let mut client = tapfwd.client();
+        let _gateway = Gateway::start(directory.clone());
+        let mut wanted = request(1);
+        wanted.confirm_dhcp = false;
+        let (steps, mut joined) = tokio::join!(attach(&mut client, wanted), relay(&directory, 1));
+        steps.unwrap();
+
+        let sent = Arc::new(AtomicU64::new(0));
+        let progress = Arc::clone(&sent);
+        let transfer = std::thread::spawn(move || {
+            let mut stream = TcpStream::connect((GATEWAY, 80)).unwrap();
+            let chunk: Vec<u8> = (0..1u32 << 15).map(|n| (n * 7 + n / 251).to_le_bytes()[0]).collect();
+            let mut sum = 0u64;
+            while progress.load(Relaxed) < TOTAL {
+                stream.write_all(&chunk).unwrap();
+                sum = chunk.iter().fold(sum, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
+                progress.fetch_add(chunk.len() as u64, Relaxed);
+            }
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            (answer, format!("{TOTAL} {sum}"))
+        });
+        for n in 1..=KILLS {
+            // Spread over the transfer, each in the middle of traffic.
+            until("the transfer goes on", || sent.load(Relaxed) >= TOTAL / (KILLS + 1) * n).await;
+            tapfwd.kill();
+            drop(joined);
+            (tapfwd, joined) = tokio::join!(Tapfwd::start(&directory, &store), relay(&directory, n + 1));
+        }
+        until("the transfer ends", || transfer.is_finished()).await;
+        let (answer, expected) = transfer.join().unwrap();
+        assert_eq!(answer, expected);
+        drop(joined);
     });
 }

@@ -4,6 +4,8 @@
 // Each test binary uses its part of this.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod gateway;
+
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
@@ -107,11 +109,11 @@ impl Drop for Tapfwd {
     }
 }
 
-/// Waits for what has no event for us, up to five seconds.
+/// Waits for what has no event for us, up to twenty seconds.
 pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + Duration::from_secs(20);
     while !holds() {
-        assert!(Instant::now() < deadline, "not within 5 s: {what}");
+        assert!(Instant::now() < deadline, "not within 20 s: {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
