@@ -25,6 +25,9 @@ pub enum Error {
     /// Known to Docker, not to this engine yet (501).
     #[error("{0}")]
     Unsupported(String),
+    /// No address is left (Docker answers 500).
+    #[error("{0}")]
+    Exhausted(String),
     /// A peer is away and may come back (503).
     #[error("{0}")]
     Unavailable(String),
@@ -80,7 +83,12 @@ impl Error {
     pub(crate) fn is_dockers(&self) -> bool {
         matches!(
             self,
-            Self::Invalid(_) | Self::Forbidden(_) | Self::NotFound(_) | Self::Conflict(_) | Self::Unsupported(_)
+            Self::Invalid(_)
+                | Self::Forbidden(_)
+                | Self::NotFound(_)
+                | Self::Conflict(_)
+                | Self::Unsupported(_)
+                | Self::Exhausted(_)
         )
     }
 }

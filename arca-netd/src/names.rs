@@ -26,6 +26,15 @@ pub fn dns_names(endpoint: &Endpoint, network: &Network) -> Vec<String> {
     names
 }
 
+/// Whether a name can be asked for in DNS: labels of letters, digits, `-` and `_`, 63 bytes each, 253 in all
+/// (RFC 1035 section 2.3.4, and the underscore that container names use).
+#[must_use]
+pub fn is_dns_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(plain);
+    name.len() <= 253 && name.split('.').all(label)
+}
+
 /// The next free `ethN` (or the network's own prefix) of a machine. A name stays taken until its endpoint is gone.
 #[must_use]
 pub fn next_interface(state: &State, machine: &MachineId, network: &Network) -> String {

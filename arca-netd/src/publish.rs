@@ -82,7 +82,7 @@ impl Engine {
                         for publication in &done {
                             engine.withdraw_publication(publication).await?;
                         }
-                        return Err(wrapped(&endpoint, error));
+                        return Err(wrapped(&endpoint, &error));
                     }
                 }
             }
@@ -285,7 +285,7 @@ fn refusal(endpoint: &Endpoint, publication: &Publication, listener: &Listener, 
     Error::Failed(format!("failed to bind host port for {host}:{container}:{container_port}/{protocol}: {why}"))
 }
 
-fn wrapped(endpoint: &Endpoint, error: Error) -> Error {
+fn wrapped(endpoint: &Endpoint, error: &Error) -> Error {
     let (name, id) = (&endpoint.workload_name, &endpoint.id);
     Error::Failed(format!("driver failed programming external connectivity on endpoint {name} ({id}): {error}"))
 }

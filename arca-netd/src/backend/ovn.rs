@@ -61,7 +61,7 @@ fn check(observation: &helper::Observation, network: &Network) -> Result<()> {
     }
     Err(match observation.error_kind() {
         ErrorKind::AddressInUse => Error::Forbidden(ADDRESS_TAKEN.into()),
-        ErrorKind::PoolExhausted => Error::Failed(format!(
+        ErrorKind::PoolExhausted => Error::Exhausted(format!(
             "no available IPv4 addresses on this network's address pools: {} ({})",
             network.name(),
             network.id

@@ -9,7 +9,7 @@ use super::{Engine, EventKind, detached};
 use crate::{
     backend::Addresses,
     error::{Error, Result},
-    model::{Endpoint, EndpointId, Kind, MacAddr, Network, NetworkId, Phase, Place, WorkloadId},
+    model::{Endpoint, EndpointId, Kind, MacAddr, Network, Phase, Place, WorkloadId},
     names,
     store::Draft,
     validate::endpoint::{self, Wanted},
@@ -57,19 +57,19 @@ impl Engine {
         let got = match got {
             Ok(got) => got,
             Err(error) => {
-                self.forget(&endpoint.id).await?;
+                self.forget(&[&endpoint]).await?;
                 return Err(error);
             }
         };
         let active = match self.commit(&endpoint.id, got).await {
             Ok(active) => active,
             Err(error) => {
-                self.take_down(&endpoint).await?;
+                self.take_down(&[&endpoint]).await?;
                 return Err(error);
             }
         };
         if let Err(source) = self.configure_machine_of(&active).await {
-            self.take_down(&active).await?;
+            self.take_down(&[&active]).await?;
             let network = network.name().to_owned();
             return Err(Error::Step { network, step: "default route", source: Box::new(source) });
         }
@@ -98,41 +98,48 @@ impl Engine {
             .await
     }
 
-    async fn forget(&self, id: &EndpointId) -> Result<()> {
-        let id = id.clone();
+    async fn forget(&self, endpoints: &[&Endpoint]) -> Result<()> {
+        let ids: Vec<_> = endpoints.iter().map(|endpoint| endpoint.id.clone()).collect();
         self.store
             .update(move |draft| {
-                draft.drop_endpoint(&id);
+                ids.iter().for_each(|id| draft.drop_endpoint(id));
                 Ok(())
             })
             .await
     }
 
-    /// Takes an endpoint down, whatever its phase; failures of peers are logged and left to reconciliation.
-    pub(super) async fn take_down(&self, endpoint: &Endpoint) -> Result<()> {
-        let id = endpoint.id.clone();
+    /// Takes endpoints of one workload down, whatever their phase; failures of peers are logged and left to
+    /// reconciliation.
+    pub(super) async fn take_down(&self, endpoints: &[&Endpoint]) -> Result<()> {
+        let Some(first) = endpoints.first() else { return Ok(()) };
+        let ids: Vec<_> = endpoints.iter().map(|endpoint| endpoint.id.clone()).collect();
         let generation = self
             .store
             .update(move |draft| {
                 let generation = draft.next_generation();
-                draft.edit_endpoint(&id, |endpoint| {
-                    endpoint.phase = Phase::Removing;
-                    endpoint.generation = generation;
-                });
+                for id in &ids {
+                    draft.edit_endpoint(id, |endpoint| {
+                        endpoint.phase = Phase::Removing;
+                        endpoint.generation = generation;
+                    });
+                }
                 Ok::<_, Error>(generation)
             })
             .await?;
         // Ports first: a load-balancer row must not point at an endpoint that is gone.
-        self.retarget(&endpoint.workload).await?;
-        let network = self.store.state().networks.get(&endpoint.network).cloned();
-        if let Some(backend) = network.and_then(|network| self.backends.of(network.kind)) {
+        self.retarget(&first.workload).await?;
+        let state = self.store.state();
+        let removals = endpoints.iter().map(|endpoint| async {
+            let network = state.networks.get(&endpoint.network);
+            let Some(backend) = network.and_then(|network| self.backends.of(network.kind)) else { return };
             for error in backend.detach(endpoint, generation).await {
                 tracing::debug!(endpoint_id = %endpoint.id, %error, "part of an endpoint was not taken down");
             }
-        }
-        self.forget(&endpoint.id).await?;
-        if let Err(error) = self.configure_machine_of(endpoint).await {
-            tracing::warn!(endpoint_id = %endpoint.id, %error, "default route was not moved after a detach");
+        });
+        futures_util::future::join_all(removals).await;
+        self.forget(endpoints).await?;
+        if let Err(error) = self.configure_machine_of(first).await {
+            tracing::warn!(endpoint_id = %first.id, %error, "default route was not moved after a detach");
         }
         Ok(())
     }
@@ -155,17 +162,21 @@ impl Engine {
             let endpoint = state.endpoint_on(&network.id, &workload).ok_or_else(|| {
                 Error::Failed(format!("container {workload} is not connected to network {}", network.name()))
             })?;
-            engine.remove(&network.id, endpoint).await?;
+            engine.remove(&[endpoint]).await?;
             Ok(Arc::clone(endpoint))
         })
         .await
     }
 
-    async fn remove(&self, network: &NetworkId, endpoint: &Endpoint) -> Result<()> {
-        self.take_down(endpoint).await?;
-        tracing::info!(endpoint_id = %endpoint.id, network_id = %network, container_id = %endpoint.workload, "detached");
-        if let Some(network) = self.store.state().networks.get(network) {
-            self.tell(EventKind::Detached, network, Some(&endpoint.workload));
+    async fn remove(&self, endpoints: &[&Endpoint]) -> Result<()> {
+        self.take_down(endpoints).await?;
+        let state = self.store.state();
+        for endpoint in endpoints {
+            tracing::info!(endpoint_id = %endpoint.id, network_id = %endpoint.network,
+                container_id = %endpoint.workload, "detached");
+            if let Some(network) = state.networks.get(&endpoint.network) {
+                self.tell(EventKind::Detached, network, Some(&endpoint.workload));
+            }
         }
         Ok(())
     }
@@ -180,9 +191,8 @@ impl Engine {
             let _alone = engine.workloads.alone(&workload).await;
             engine.unpublish_workload(&workload).await?;
             let endpoints: Vec<_> = engine.store.state().endpoints_of_workload(&workload).cloned().collect();
-            let removals = endpoints.iter().map(|endpoint| engine.remove(&endpoint.network, endpoint));
-            // A container has a handful of networks at most.
-            futures_util::future::try_join_all(removals).await?;
+            let all: Vec<&Endpoint> = endpoints.iter().map(|endpoint| &**endpoint).collect();
+            engine.remove(&all).await?;
             Ok(endpoints)
         })
         .await
@@ -249,7 +259,7 @@ fn intent(
     let place = if network.kind == Kind::Ovs { Some(place(draft, wanted, &network, &checked, macs)?) } else { None };
     let generation = draft.next_generation();
     let endpoint = Endpoint {
-        id: id.clone(),
+        id,
         network: network.id.clone(),
         workload: wanted.workload.clone(),
         workload_name: wanted.workload_name.clone(),

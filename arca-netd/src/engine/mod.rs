@@ -300,7 +300,7 @@ impl Engine {
         let state = self.store.state();
         for endpoint in state.endpoints.values().filter(|endpoint| endpoint.phase != Phase::Active) {
             tracing::info!(endpoint_id = %endpoint.id, phase = ?endpoint.phase, "taking back an unfinished endpoint");
-            self.take_down(endpoint).await?;
+            self.take_down(&[endpoint]).await?;
         }
         let stale = state.publications.values().filter(|publication| !publication.active);
         for publication in stale {

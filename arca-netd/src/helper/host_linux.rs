@@ -21,14 +21,15 @@ const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 /// A chain without a hook that says that forwarding was off before: it lives exactly as long as what it describes.
 const WAS_OFF: &str = "forwarding-was-off";
 
-/// Connects the host with the helper in `netns`.
+/// Connects the host with the helper in `netns`. An uplink that is there is kept if the helper was `adopted`; otherwise
+/// it leads to one that died, whose namespace the kernel may only be about to take away.
 ///
 /// # Errors
 /// Names the piece that could not be made, and what is probably missing.
-pub async fn connect(uplink: Uplink, netns: &Path) -> Result<()> {
+pub async fn connect(uplink: Uplink, netns: &Path, adopted: bool) -> Result<()> {
     let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::io("open a netlink socket"))?;
     let netlink = tokio::spawn(connection);
-    let made = veth(&handle, uplink, netns).await;
+    let made = veth(&handle, uplink, netns, adopted).await;
     netlink.abort();
     made?;
     nft(&rules(uplink)).await?;
@@ -42,13 +43,7 @@ pub async fn connect(uplink: Uplink, netns: &Path) -> Result<()> {
 pub async fn disconnect() -> Result<()> {
     let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::io("open a netlink socket"))?;
     let netlink = tokio::spawn(connection);
-    let link = match find(&handle, HOST_INTERFACE).await {
-        Ok(Some(link)) => {
-            handle.link().del(link.header.index).execute().await.map_err(|e| refused("remove the uplink", &e))
-        }
-        Ok(None) => Ok(()),
-        Err(error) => Err(error),
-    };
+    let link = remove(&handle, HOST_INTERFACE).await;
     netlink.abort();
     if nft(&format!("list chain ip arca {WAS_OFF}\n")).await.is_ok() {
         tokio::fs::write(FORWARDING, "0").await.map_err(Error::io("switch IPv4 forwarding off again"))?;
@@ -69,12 +64,22 @@ async fn find(handle: &Handle, name: &str) -> Result<Option<LinkMessage>> {
     }
 }
 
-async fn veth(handle: &Handle, uplink: Uplink, netns: &Path) -> Result<()> {
+/// Removes an interface; one that is not there, or just went by itself, is gone as wanted.
+async fn remove(handle: &Handle, name: &str) -> Result<()> {
+    let Some(link) = find(handle, name).await? else { return Ok(()) };
+    match handle.link().del(link.header.index).execute().await {
+        Ok(()) => Ok(()),
+        Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == -nix::libc::ENODEV => Ok(()),
+        Err(error) => Err(refused("remove the uplink", &error)),
+    }
+}
+
+async fn veth(handle: &Handle, uplink: Uplink, netns: &Path, adopted: bool) -> Result<()> {
     let netns = File::open(netns).map_err(Error::io("open the helper's network namespace"))?;
-    // A veth whose other end died with a helper is gone with it; one that is there leads to the helper that runs,
-    // unless its other end never got that far.
-    if let Some(stray) = find(handle, HELPER_INTERFACE).await? {
-        handle.link().del(stray.header.index).execute().await.map_err(|e| refused("remove a stray uplink", &e))?;
+    // The inner end never left this namespace if an earlier attempt broke off in between.
+    remove(handle, HELPER_INTERFACE).await?;
+    if !adopted {
+        remove(handle, HOST_INTERFACE).await?;
     }
     let link = match find(handle, HOST_INTERFACE).await? {
         Some(link) => link,
@@ -84,11 +89,8 @@ async fn veth(handle: &Handle, uplink: Uplink, netns: &Path) -> Result<()> {
             let inner = LinkUnspec::new_with_name(HELPER_INTERFACE).setns_by_fd(netns.as_raw_fd()).build();
             if let Err(error) = handle.link().set(inner).execute().await {
                 let error = refused("move the uplink into the helper", &error);
-                if let Some(half) = find(handle, HOST_INTERFACE).await? {
-                    // Best effort: the error to tell is the first one.
-                    let _ = handle.link().del(half.header.index).execute().await;
-                }
-                return Err(error);
+                // The error to tell is the first one.
+                return remove(handle, HOST_INTERFACE).await.and(Err(error));
             }
             let made = find(handle, HOST_INTERFACE).await?;
             made.ok_or_else(|| Error::Failed(format!("interface {HOST_INTERFACE} vanished right after it was made")))?
@@ -113,9 +115,9 @@ fn rules(uplink: Uplink) -> String {
     let net = uplink.net();
     format!(
         "add table ip arca\n\
-         add chain ip arca masquerade {{ type nat hook postrouting priority srcnat; }}\n\
-         flush chain ip arca masquerade\n\
-         add rule ip arca masquerade ip saddr {net} oifname != \"{HOST_INTERFACE}\" masquerade\n"
+         add chain ip arca uplink {{ type nat hook postrouting priority srcnat; }}\n\
+         flush chain ip arca uplink\n\
+         add rule ip arca uplink ip saddr {net} oifname != \"{HOST_INTERFACE}\" masquerade\n"
     )
 }
 

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 
 /// # Errors
 /// Always: there is no network namespace to connect.
-pub async fn connect(_uplink: Uplink, _netns: &Path) -> Result<()> {
+pub async fn connect(_uplink: Uplink, _netns: &Path, _adopted: bool) -> Result<()> {
     Err(Error::Unsupported("a helper in a network namespace is not supported on this platform".into()))
 }
 

@@ -84,6 +84,7 @@ impl HelperMachine {
 }
 
 /// arca-machine's errors carry their cause as a source; the text should not lose it.
+#[allow(clippy::needless_pass_by_value, reason = "used as a `map_err` function")]
 fn failed(error: arca_machine::MachineError) -> Error {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(&error);
@@ -98,7 +99,7 @@ fn failed(error: arca_machine::MachineError) -> Error {
 impl Boot for HelperMachine {
     async fn up(&self) -> Result<Booted> {
         let (machine, adopted) = self.adopt_or_launch().await?;
-        if let Err(error) = host::connect(self.uplink, &Self::netns(&machine)?).await {
+        if let Err(error) = host::connect(self.uplink, &Self::netns(&machine)?, adopted).await {
             if !adopted && let Err(worse) = machine.destroy(GRACE).await {
                 tracing::warn!(error = %failed(worse), "helper machine without uplink could not be ended");
             }

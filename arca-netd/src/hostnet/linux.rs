@@ -38,7 +38,7 @@ mod tests {
             eth0\t0000000A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n\
             arca-up0\t007FA8C0\t00000000\t0001\t0\t0\t0\tF8FFFFFF\t0\t0\t0\n\
             tun0\t000012AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n";
-        let nets: Vec<String> = parse(&table, "arca-up0").iter().map(ToString::to_string).collect();
+        let nets: Vec<String> = parse(table, "arca-up0").iter().map(ToString::to_string).collect();
         assert_eq!(nets, ["10.0.0.0/24", "172.18.0.0/16"]);
     }
 }

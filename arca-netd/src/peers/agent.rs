@@ -13,6 +13,7 @@ use arca_proto::{
     ports,
     relay::v1::Carrier,
 };
+use ipnet::Ipv4Net;
 use tokio::{
     sync::{Notify, RwLock, watch},
     time::{Instant, timeout},
@@ -35,6 +36,10 @@ const FULL_SYNC: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long the agent may be away before the helper machine is started anew.
 const LOST: Duration = Duration::from_secs(30);
+/// How long after an observation addresses are compared.
+const SETTLE: Duration = Duration::from_millis(200);
+/// How long a full sync may take; a thousand ports take about six seconds.
+const SYNC: Duration = Duration::from_secs(120);
 const WHO: &str = "arca-helper-agent";
 
 /// What the agent last said of each endpoint.
@@ -111,7 +116,6 @@ impl Agent {
         self.helper.configured(up);
         let mut stream =
             client.watch(proto::WatchRequest {}).await.map_err(Error::peer(WHO, "be watched"))?.into_inner();
-        self.pin_if_lost(&mut client).await?;
         self.observed.send_modify(HashMap::clear);
         self.full_sync(&mut client).await?;
         self.client.send_replace(Some(client.clone()));
@@ -119,13 +123,24 @@ impl Agent {
         backoff.reset();
         *lost = None;
         let mut next = Instant::now() + FULL_SYNC;
+        // What the sync itself changed is compared as well.
+        let mut settled = Some(Instant::now() + SETTLE);
         loop {
             tokio::select! {
                 // Cancel-safe: tonic keeps a partly received message in the stream.
                 message = stream.message() => match message.map_err(Error::peer(WHO, "be watched"))? {
-                    Some(observation) => self.observe(observation),
+                    Some(observation) => {
+                        self.observe(observation);
+                        // Others may be about to be told as well: they are repaired together.
+                        settled = Some(Instant::now() + SETTLE);
+                    }
                     None => return Ok(()),
                 },
+                // Cancel-safe: only a clock.
+                () = tokio::time::sleep_until(settled.unwrap_or(next)), if settled.is_some() => {
+                    settled = None;
+                    self.repair().await?;
+                }
                 // Cancel-safe: a permit not taken stays.
                 () = self.kick.notified() => self.full_sync(&mut client).await?,
                 () = tokio::time::sleep_until(next) => {
@@ -147,8 +162,9 @@ impl Agent {
             .chain(objects.into_iter().map(move |object| item(proto::sync_item::Kind::Object(object))))
             .chain(std::iter::once(item(proto::sync_item::Kind::End(proto::SyncEnd {}))));
         let items: Vec<_> = items.collect();
-        let answer =
-            client.sync(tokio_stream::iter(items)).await.map_err(Error::peer(WHO, "take the full state"))?.into_inner();
+        let answer = timeout(SYNC, client.sync(tokio_stream::iter(items))).await;
+        let answer = answer.map_err(|_| Error::Unavailable(format!("{WHO} did not finish a full sync")))?;
+        let answer = answer.map_err(Error::peer(WHO, "take the full state"))?.into_inner();
         tracing::debug!(
             count,
             inserted = answer.rows_inserted,
@@ -156,36 +172,62 @@ impl Agent {
             deleted = answer.rows_deleted,
             "full sync with the helper agent"
         );
-        answer.observations.into_iter().for_each(|observation| self.observe(observation));
+        answer.observations.into_iter().for_each(|observation| self.observe_answer(observation));
         Ok(())
     }
 
-    /// A helper without any endpoint while some are active has lost its database: OVN would hand out addresses anew,
-    /// first come first served. The ones in use are then pinned.
-    async fn pin_if_lost(&self, client: &mut Client) -> Result<()> {
-        let active = |endpoint: &Endpoint| endpoint.phase == Phase::Active && endpoint.place.is_some();
-        if !self.store.state().endpoints.values().any(|endpoint| active(endpoint)) {
+    /// OVN keeps allocated addresses in its database. If that was lost it has allocated anew, first come first served:
+    /// endpoints whose address is not the one in use are then given theirs as a fixed one, all in one request, so that
+    /// none of them stands in another's way.
+    async fn repair(&self) -> Result<()> {
+        let observed = self.observed.borrow().clone();
+        let differs = move |endpoint: &Endpoint| {
+            let seen = observed.get(endpoint.id.as_str()).and_then(|seen| seen.address_v4.parse::<Ipv4Net>().ok());
+            endpoint.phase == Phase::Active
+                && !endpoint.pinned
+                && endpoint.address_v4.zip(seen).is_some_and(|(ours, theirs)| ours != theirs)
+        };
+        if !self.store.state().endpoints.values().any(|endpoint| differs(endpoint)) {
             return Ok(());
         }
-        let status =
-            client.get_status(proto::GetStatusRequest {}).await.map_err(Error::peer(WHO, "tell its status"))?;
-        if status.into_inner().endpoints > 0 {
-            return Ok(());
-        }
-        tracing::warn!("the helper knows no endpoint; addresses in use are pinned");
-        self.store
+        let (put, remove): (Vec<_>, Vec<_>) = self
+            .store
             .update(move |draft| {
-                let ids: Vec<_> = draft.endpoints.values().filter(|e| active(e)).map(|e| e.id.clone()).collect();
+                let ids: Vec<_> = draft.endpoints.values().filter(|e| differs(e)).map(|e| e.id.clone()).collect();
+                let mut changes = Vec::new();
                 for id in ids {
-                    let generation = draft.next_generation();
-                    draft.edit_endpoint(&id, |endpoint| {
+                    let (gone, back) = (draft.next_generation(), draft.next_generation());
+                    let pinned = draft.edit_endpoint(&id, |endpoint| {
                         endpoint.pinned = true;
-                        endpoint.generation = generation;
+                        endpoint.generation = back;
                     });
+                    let key = objects::key(proto::ObjectKind::Endpoint, id.as_str(), gone);
+                    changes.extend(pinned.map(|endpoint| (endpoint, key)));
                 }
-                Ok(())
+                Ok::<_, Error>(changes)
             })
-            .await
+            .await?
+            .into_iter()
+            .unzip();
+        tracing::warn!(endpoints = put.len(), "OVN has allocated other addresses than those in use; they are pinned");
+        let state = self.store.state();
+        let object = |endpoint: Arc<Endpoint>| {
+            objects::endpoint(&endpoint, state.networks.get(&endpoint.network)?, self.carrier)
+        };
+        self.apply(put.into_iter().filter_map(object).collect(), remove).await.map(drop)
+    }
+
+    /// What an answer says may be older than what the watch has told meanwhile: it counts only where it is about a
+    /// later generation.
+    fn observe_answer(&self, observation: proto::Observation) {
+        let known = |key: &proto::ObjectKey| {
+            let observed = self.observed.borrow();
+            let last = observed.get(&key.id).and_then(|last| last.key.as_ref());
+            last.is_some_and(|last| last.generation >= key.generation)
+        };
+        if !observation.removed && !observation.key.as_ref().is_some_and(known) {
+            self.observe(observation);
+        }
     }
 
     fn observe(&self, observation: proto::Observation) {
@@ -229,10 +271,16 @@ impl Agent {
         remove: Vec<proto::ObjectKey>,
     ) -> Result<Vec<proto::Observation>> {
         let mut client = self.client().await?;
-        let _shared = self.gate.read().await;
         let request = proto::ApplyRequest { put, remove };
-        let answer = client.apply(request).await.map_err(Error::peer(WHO, "apply a change"))?.into_inner();
-        answer.observations.iter().cloned().for_each(|observation| self.observe(observation));
+        let applied = timeout(PATIENCE, async {
+            let _shared = self.gate.read().await;
+            client.apply(request).await
+        });
+        let answer = applied
+            .await
+            .map_err(|_| Error::Unavailable(format!("{WHO} did not apply a change within {} s", PATIENCE.as_secs())))?;
+        let answer = answer.map_err(Error::peer(WHO, "apply a change"))?.into_inner();
+        answer.observations.iter().cloned().for_each(|observation| self.observe_answer(observation));
         Ok(answer.observations)
     }
 

@@ -19,10 +19,16 @@ pub fn network(network: &Network) -> proto::Object {
     let v6 = network.v6.as_ref();
     let kind = proto::object::Kind::Network(proto::Network {
         id: network.id.to_string(),
-        name: network.name().to_owned(),
+        // Docker takes any text as a network's name; only one that can be asked for is of use in `name.network`.
+        name: match network.name() {
+            name if names::is_dns_name(name) => name.to_owned(),
+            _ => network.id.short().to_owned(),
+        },
         subnet_v4: v4.map(|pool| pool.subnet.to_string()).unwrap_or_default(),
         gateway_v4: v4.map(|pool| pool.gateway.to_string()).unwrap_or_default(),
-        exclude_v4: v4.map(|pool| pool.exclude.iter().map(range).collect()).unwrap_or_default(),
+        exclude_v4: v4
+            .map(|pool| pool.exclude.iter().filter(|r| **r != (pool.gateway, pool.gateway)).map(range).collect())
+            .unwrap_or_default(),
         subnet_v6: v6.map(|pool| pool.subnet.to_string()).unwrap_or_default(),
         gateway_v6: v6.map(|pool| pool.gateway.to_string()).unwrap_or_default(),
         internal: network.spec.internal,
@@ -38,7 +44,10 @@ pub fn network(network: &Network) -> proto::Object {
 #[must_use]
 pub fn endpoint(endpoint: &Endpoint, network: &Network, carrier: relay::Carrier) -> Option<proto::Object> {
     let place = endpoint.place.as_ref()?;
-    let hostname = [&endpoint.hostname, &endpoint.workload_name].into_iter().find(|name| !name.is_empty());
+    // A name nobody can ask for is shown by inspect and of no use here.
+    let names = names::dns_names(endpoint, network).into_iter().filter(|name| names::is_dns_name(name));
+    let hostname = [endpoint.hostname.as_str(), endpoint.workload_name.as_str(), endpoint.workload.short()];
+    let hostname = hostname.into_iter().find(|name| names::is_dns_name(name));
     let kind = proto::object::Kind::Endpoint(proto::Endpoint {
         id: endpoint.id.to_string(),
         network_id: endpoint.network.to_string(),
@@ -46,8 +55,8 @@ pub fn endpoint(endpoint: &Endpoint, network: &Network, carrier: relay::Carrier)
         mac: place.mac.to_string(),
         static_v4: endpoint.fixed_v4().map(|address| address.to_string()).unwrap_or_default(),
         static_v6: endpoint.fixed_v6().map(|address| address.to_string()).unwrap_or_default(),
-        names: names::dns_names(endpoint, network),
-        hostname: hostname.cloned().unwrap_or_default(),
+        names: names.collect(),
+        hostname: hostname.unwrap_or_default().to_owned(),
         carrier: carrier.into(),
         machine_id: place.machine.as_str().to_owned(),
     });

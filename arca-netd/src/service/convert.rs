@@ -98,7 +98,7 @@ pub(super) fn wanted(message: proto::AttachRequest) -> Result<Wanted> {
     })
 }
 
-pub(super) fn binding(message: proto::PortBinding) -> Result<Binding> {
+pub(super) fn binding(message: &proto::PortBinding) -> Result<Binding> {
     let port = |number: u32| {
         let invalid = || Error::Invalid(format!("invalid port specification: \"{number}\""));
         u16::try_from(number).map_err(|_| invalid())

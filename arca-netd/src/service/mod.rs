@@ -121,7 +121,7 @@ impl Netd for Service {
     async fn publish_ports(&self, request: Request<proto::PublishPortsRequest>) -> Answer<proto::PublishPortsResponse> {
         let request = request.into_inner();
         let workload = convert::workload(request.workload_id).map_err(status)?;
-        let bindings: Result<Vec<_>, _> = request.bindings.into_iter().map(convert::binding).collect();
+        let bindings: Result<Vec<_>, _> = request.bindings.iter().map(convert::binding).collect();
         let published = self.0.publish(workload, bindings.map_err(status)?).await;
         answer(published.map(|publications| proto::PublishPortsResponse {
             ports: publications.iter().flat_map(|publication| convert::ports(publication)).collect(),

@@ -27,7 +27,9 @@ fn code(error: &Error) -> Code {
             _ => Code::Internal,
         },
         Error::Peer { source, .. } if source.code() == Code::Unavailable => Code::Unavailable,
-        Error::Failed(_) | Error::Peer { .. } | Error::Store(_) | Error::Io { .. } => Code::Internal,
+        Error::Failed(_) | Error::Exhausted(_) | Error::Peer { .. } | Error::Store(_) | Error::Io { .. } => {
+            Code::Internal
+        }
     }
 }
 

@@ -83,7 +83,14 @@ pub fn network(mut spec: Spec, state: &State, context: &Context) -> Result<Netwo
         spec.driver = "null".into();
         found = Pools::default();
     } else {
-        complete(&mut found, &mut shown_pools, (enable_ipv4, enable_ipv6), state, context)?;
+        if !enable_ipv4 {
+            return Err(Error::Unsupported("a network without IPv4 is not supported by the ovs backend yet".into()));
+        }
+        complete(&mut found, &mut shown_pools, enable_ipv6, state, context)?;
+        // RFC 8200 section 5: no link with IPv6 has less.
+        if found.v6.is_some() && checked.mtu < 1280 {
+            return Err(Error::Invalid(format!("invalid MTU number: {} (IPv6 needs 1280)", checked.mtu)));
+        }
     }
     Ok(Network {
         id: context.id.clone(),
@@ -160,24 +167,21 @@ fn switch(field: Option<bool>, key: &str, spec: &Spec, default: bool) -> Result<
     }
 }
 
-/// Drops what is switched off, refuses overlaps, allocates what was not given.
+/// Refuses overlaps, allocates what was not given.
 fn complete(
     found: &mut Pools,
     shown: &mut Vec<ShownPool>,
-    (enable_ipv4, enable_ipv6): (bool, bool),
+    enable_ipv6: bool,
     state: &State,
     context: &Context,
 ) -> Result<()> {
-    if !enable_ipv4 {
-        found.v4 = None;
-    }
     let mut taken: Vec<Ipv4Net> = state.networks.values().filter_map(|n| n.v4.as_ref()).map(|v4| v4.subnet).collect();
     taken.push(context.uplink);
     if let Some(v4) = &found.v4 {
         if taken.iter().any(|net| pools::overlap(net, &v4.subnet)) {
             return Err(Error::Forbidden(OVERLAP.into()));
         }
-    } else if enable_ipv4 {
+    } else {
         taken.extend(&context.host);
         let subnet = pools::first_free(&context.pools, &taken)
             .ok_or_else(|| Error::Invalid("all predefined address pools have been fully subnetted".into()))?;

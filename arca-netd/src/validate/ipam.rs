@@ -141,9 +141,18 @@ fn pool_v4(subnet: Ipv4Net, entry: &Entry) -> Result<PoolV4> {
         // Of the range when that starts where the subnet starts, which comes to the same.
         _ => first_host(subnet),
     };
+    if !(8..=30).contains(&subnet.prefix_len()) {
+        return Err(Error::Unsupported(format!(
+            "IPv4 subnet {subnet}: the ovs backend takes prefix lengths from 8 to 30"
+        )));
+    }
+    if gateway == subnet.network() || gateway == subnet.broadcast() {
+        return Err(Error::Forbidden("Address already in use".into()));
+    }
     let mut pool = default_v4(subnet, gateway, true);
     if let Some(range) = range {
-        let (low, high) = (u32::from(subnet.network()), u32::from(subnet.broadcast()));
+        // Network and broadcast address are never allocated; OVN stops reading at a range it deems outside.
+        let (low, high) = (u32::from(subnet.network()) + 1, u32::from(subnet.broadcast()) - 1);
         let (from, to) = (u32::from(range.network()), u32::from(range.broadcast()));
         let mut outside = |a: u32, b: u32| pool.exclude.push((a.into(), b.into()));
         if from > low {
@@ -264,7 +273,7 @@ mod tests {
         pool.auxiliary.insert("a".into(), "10.1.0.130".into());
         let v4 = check(std::slice::from_ref(&pool), false).unwrap().v4.unwrap();
         let shown: Vec<_> = v4.exclude.iter().map(|(a, b)| format!("{a}..{b}")).collect();
-        assert_eq!(shown, ["10.1.0.9..10.1.0.9", "10.1.0.0..10.1.0.127", "10.1.0.130..10.1.0.130"]);
+        assert_eq!(shown, ["10.1.0.9..10.1.0.9", "10.1.0.1..10.1.0.127", "10.1.0.130..10.1.0.130"]);
         pool.auxiliary.insert("b".into(), "10.1.0.9".into());
         assert_eq!(refusal(&[pool]), "failed to allocate secondary ip address (b:10.1.0.9): Address already in use");
     }

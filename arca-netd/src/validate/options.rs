@@ -91,11 +91,11 @@ fn mtu(value: &str) -> Result<u32, Option<String>> {
     match value.parse::<i64>() {
         Ok(0) => Ok(1500),
         Ok(number) if number < 0 => Err(None),
-        // The kernel's TAP takes 68 to 65535 (RFC 791's least, the greatest IPv4 packet).
+        // Every IPv4 host takes 576 bytes (RFC 791 section 3.1), and no IPv4 packet is larger than 65535.
         Ok(number) => u32::try_from(number)
             .ok()
-            .filter(|mtu| (68..=65_535).contains(mtu))
-            .ok_or_else(|| Some("an interface takes 68 to 65535".into())),
+            .filter(|mtu| (576..=65_535).contains(mtu))
+            .ok_or_else(|| Some("the ovs backend takes 576 to 65535".into())),
         Err(_) => Err(Some(format!("strconv.Atoi: parsing \"{value}\": value out of range"))),
     }
 }

@@ -2,7 +2,11 @@
 //! The whole of arca-netd against stateful fakes of its three peers, over real gRPC on unix sockets. Each fake is a
 //! runtime of its own: dropping it is the death of that process, connections included.
 
-#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a failed unwrap is a failed test; times are for the record"
+)]
 
 mod attach;
 mod fakes;

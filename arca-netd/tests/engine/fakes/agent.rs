@@ -33,6 +33,7 @@ struct Nb {
     configured: Vec<proto::ConfigureRequest>,
     changed: u64,
     syncs: u64,
+    from_above: bool,
 }
 
 fn key_of(object: &proto::Object) -> (i32, String) {
@@ -49,8 +50,8 @@ impl Nb {
         self.objects.iter().filter(move |((k, _), _)| *k == kind).map(|(_, object)| object)
     }
 
-    fn put(&mut self, object: proto::Object, breaks: Option<&str>) -> proto::Observation {
-        let key = key_of(&object);
+    fn put(&mut self, object: &proto::Object, breaks: Option<&str>) -> proto::Observation {
+        let key = key_of(object);
         let known = self.objects.get(&key);
         if known.is_some_and(|known| known.generation > object.generation) {
             return self.observe(&key, breaks);
@@ -75,9 +76,10 @@ impl Nb {
         if let Ok(fixed) = endpoint.static_v4.parse() {
             self.addresses.insert(endpoint.id.clone(), Ipv4Net::new_assert(fixed, subnet.prefix_len()));
         } else if !self.addresses.contains_key(&endpoint.id) {
-            let free = subnet.hosts().find(|host| {
+            let hosts = subnet.hosts().filter(|host| {
                 host.to_string() != network.gateway_v4 && !self.addresses.values().any(|net| net.addr() == *host)
             });
+            let free = if self.from_above { hosts.take(4).last() } else { hosts.take(1).last() };
             if let Some(free) = free {
                 self.addresses.insert(endpoint.id.clone(), Ipv4Net::new_assert(free, subnet.prefix_len()));
             }
@@ -159,6 +161,10 @@ impl FakeAgent {
         }
     }
 
+    pub(crate) fn address(&self, id: &str) -> Option<Ipv4Net> {
+        self.0.nb.lock().unwrap().addresses.get(id).copied()
+    }
+
     pub(crate) fn changed(&self) -> u64 {
         self.0.nb.lock().unwrap().changed
     }
@@ -174,6 +180,7 @@ impl FakeAgent {
     /// The NB database is lost.
     pub(crate) fn wipe(&self) {
         let mut nb = self.0.nb.lock().unwrap();
+        nb.from_above = true;
         nb.objects.clear();
         nb.addresses.clear();
     }
@@ -195,8 +202,8 @@ impl Helper for FakeAgent {
         let request = request.into_inner();
         let breaks = self.breaks();
         let mut nb = self.0.nb.lock().unwrap();
-        let observations: Vec<_> = request.put.into_iter().map(|object| nb.put(object, breaks)).collect();
         request.remove.iter().for_each(|key| nb.remove(key));
+        let observations: Vec<_> = request.put.iter().map(|object| nb.put(object, breaks)).collect();
         // The answer says the rows are there; addresses come by the watch, as OVN's do.
         let answer =
             observations.iter().cloned().map(|o| proto::Observation { address_v4: String::new(), up: false, ..o }).map(
@@ -240,7 +247,7 @@ impl Helper for FakeAgent {
             nb.addresses.remove(&key.1);
             nb.changed += 1;
         }
-        let observations = wanted.into_iter().map(|object| nb.put(object, None)).collect();
+        let observations = wanted.iter().map(|object| nb.put(object, None)).collect();
         Ok(Response::new(proto::SyncResponse { observations, ..Default::default() }))
     }
 
