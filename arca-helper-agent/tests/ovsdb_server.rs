@@ -2,6 +2,8 @@
 //! The OVSDB client against a real ovsdb-server with OVN's northbound schema. Needs no privileges: the program runs
 //! by the helper image's own loader. SKIP without an image (environment variable ARCA_HELPER_ROOT).
 
+#![allow(clippy::print_stdout)] // says when it skips, and what it measured
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -121,7 +123,10 @@ async fn speaks_with_a_real_server() {
     assert_eq!(db.transact(change).await.unwrap()[2].count, 1);
     let now = db.snapshot();
     let row = now.row("Logical_Switch", switch).unwrap();
-    assert_eq!((row.key("other_config", "subnet"), row.key("other_config", "exclude_ips")), (Some("10.0.1.0/24"), None));
+    assert_eq!(
+        (row.key("other_config", "subnet"), row.key("other_config", "exclude_ips")),
+        (Some("10.0.1.0/24"), None)
+    );
     assert_eq!((row.uuids("ports").count(), now.rows("Logical_Switch_Port").count()), (1, 1));
     assert_eq!(now.single("NB_Global").unwrap().1.integer("nb_cfg"), Some(1));
 

@@ -29,14 +29,18 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::layout::Layout;
+use crate::ovsdb::Database;
 use crate::status::Process;
-use crate::vswitch::Datapath;
+use crate::vswitch::{self, Datapath};
 use boot::Stage;
 use child::Child;
 use report::Board;
 
 /// How long a program may take to end before it is killed.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// An ovn-controller has taken its grace by then.
+const RESTARTED: Duration = Duration::from_secs(5);
 
 /// How the machine is started.
 #[derive(Clone, Debug)]
@@ -76,7 +80,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     board.mark("database files");
 
     let (restart, mut due) = mpsc::unbounded_channel();
-    let mut machine = Machine { children: Vec::new(), restart, board: board.clone() };
+    let mut machine = Machine { children: Vec::new(), restart, board: board.clone(), conf: None };
     for program in programs::databases(&layout) {
         machine.add(program);
     }
@@ -94,7 +98,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             // Polled to its end, never dropped before.
             result = &mut boot, if !booted => {
                 booted = true;
-                result.context("first rows of the switch")?;
+                machine.conf = Some(result.context("first rows of the switch")?);
             }
             // Cancel-safe: a message is received or not.
             Some(stage) = went.recv() => match stage {
@@ -122,6 +126,8 @@ struct Machine {
     children: Vec<Child>,
     restart: mpsc::UnboundedSender<usize>,
     board: Board,
+    /// The switch's database, once the bridges stand.
+    conf: Option<Database>,
 }
 
 impl Machine {
@@ -165,10 +171,19 @@ impl Machine {
 
     fn later(&self, index: usize, delay: Duration) {
         let restart = self.restart.clone();
+        let controller = self.children.get(index).is_some_and(|child| child.program.name == programs::CONTROLLER);
+        let conf = self.conf.clone().filter(|_| controller);
         tokio::spawn(async move {
+            if let Some(conf) = &conf {
+                give_grace(conf, true).await;
+            }
             tokio::time::sleep(delay).await;
             // The receiver lives as long as the machine.
             let _ = restart.send(index);
+            if let Some(conf) = &conf {
+                tokio::time::sleep(RESTARTED).await;
+                give_grace(conf, false).await;
+            }
         });
     }
 
@@ -204,6 +219,16 @@ impl Machine {
                 }
             }
         }
+    }
+}
+
+/// Without it the restart is only rougher on traffic, so failures are logged.
+async fn give_grace(conf: &Database, grace: bool) {
+    let change = conf.transact(vec![vswitch::grace_for_restart(grace)]);
+    match tokio::time::timeout(GRACE, change).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::warn!(%error, grace, "ovn-controller's grace is not set"),
+        Err(_) => tracing::warn!(grace, "ovn-controller's grace is not set: the switch's database does not answer"),
     }
 }
 

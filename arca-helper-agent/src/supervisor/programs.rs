@@ -22,6 +22,9 @@ pub(super) struct Program {
     pub(super) captured: bool,
 }
 
+/// OVN's agent on this chassis.
+pub(super) const CONTROLLER: &str = "ovn-controller";
+
 /// Delay before the first restart; it doubles with each early end.
 pub(super) const RESTART_MIN: Duration = Duration::from_millis(10);
 /// Running that long makes earlier failures forgotten.
@@ -87,7 +90,7 @@ pub(super) fn daemons(layout: &Layout, datapath: Datapath) -> Vec<Program> {
 /// OVN's agent on this chassis. Started when br-int stands: an attempt before costs it a second of back-off.
 pub(super) fn controller(layout: &Layout) -> Program {
     let pid_file = layout.ovn_run().join("ovn-controller.pid");
-    daemon("ovn-controller", "/usr/bin/ovn-controller", &pid_file, vec![remote(&layout.conf_socket())])
+    daemon(CONTROLLER, "/usr/bin/ovn-controller", &pid_file, vec![remote(&layout.conf_socket())])
 }
 
 fn remote(socket: &Path) -> String {

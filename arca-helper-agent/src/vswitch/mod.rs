@@ -36,8 +36,8 @@ pub const UPLINK_NETWORK: &str = "ext";
 
 /// How long ovs-vswitchd may take for a change before the agent gives up on waiting.
 const SETTLE: Duration = Duration::from_secs(5);
-/// Grace of ovn-controller after its restart until it deletes flows it has not computed again, milliseconds. Twice the
-/// time it needs at 500 ports; without it every ovn-controller restart interrupts traffic.
+/// Grace of ovn-controller after its restart until it deletes flows it has not computed again, milliseconds: twice the
+/// time it needs at 500 ports. Without it every ovn-controller restart interrupts traffic.
 const WAIT_BEFORE_CLEAR: &str = "700";
 
 /// What a change of the switch can fail with.
@@ -105,10 +105,12 @@ pub fn first_rows(datapath: Datapath, layout: &Layout, system_id: Option<&str>, 
     ops
 }
 
-/// Written when the first port is up: it delays the first flows of an ovn-controller that has none to lose.
-pub fn grace_for_restarts() -> Op {
-    let pair = Value::map([("ovn-ofctrl-wait-before-clear", WAIT_BEFORE_CLEAR)]);
-    Op::mutate("Open_vSwitch").mutation("external_ids", Mutator::Insert, pair)
+/// Gives an ovn-controller that restarts time to compute its flows before it deletes those of before, or takes it back:
+/// one whose ovs-vswitchd has restarted, or that starts for the first time, has nothing to keep and should not wait.
+pub fn grace_for_restart(grace: bool) -> Op {
+    const KEY: &str = "ovn-ofctrl-wait-before-clear";
+    let op = Op::mutate("Open_vSwitch").mutation("external_ids", Mutator::Delete, Value::set([KEY]));
+    if grace { op.mutation("external_ids", Mutator::Insert, Value::map([(KEY, WAIT_BEFORE_CLEAR)])) } else { op }
 }
 
 /// A port to be on a bridge.
