@@ -18,6 +18,8 @@ use super::Meters;
 
 /// Bytes of one copy; a connection holds two such buffers.
 const BUFFER: usize = 64 * 1024;
+/// Wait for the VIP's answer. OVN drops what comes to a port without load balancer, and the kernel would try for minutes.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Wait after a failed accept (out of descriptors), when no connection ends before.
 const BREATH: Duration = Duration::from_millis(100);
 
@@ -63,7 +65,8 @@ pub(super) async fn serve(
 }
 
 async fn carry(mut client: TcpStream, vip: SocketAddrV4, meters: &Meters) -> io::Result<()> {
-    let mut server = match TcpStream::connect(vip).await {
+    let connected = tokio::time::timeout(PATIENCE, TcpStream::connect(vip)).await;
+    let mut server = match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
         Ok(server) => server,
         Err(error) => {
             // A reset, not an end of input: the client must not take this for an empty answer.
