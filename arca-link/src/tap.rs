@@ -6,7 +6,7 @@
 use std::{
     ffi::CStr,
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
 use arca_proto::{frame::VNET_HDR, hello::Offloads};
@@ -32,6 +32,7 @@ mod ioctl {
         nix::request_code_write!(b'T', 216, size_of::<libc::c_int>()),
         libc::c_int
     );
+    nix::ioctl_none_bad!(tun_get_namespace, nix::request_code_none!(b'T', 227));
     nix::ioctl_readwrite_bad!(get_flags, libc::SIOCGIFFLAGS, ifreq);
     nix::ioctl_write_ptr_bad!(set_flags, libc::SIOCSIFFLAGS, ifreq);
     nix::ioctl_write_ptr_bad!(set_mtu, libc::SIOCSIFMTU, ifreq);
@@ -197,10 +198,23 @@ impl Tap {
     /// Frames that the kernel dropped because the reader was behind. 0 if the calling thread is in another network
     /// namespace than the TAP.
     pub fn kernel_drops(&self) -> u64 {
+        if !self.is_here().unwrap_or(false) {
+            return 0;
+        }
         let table = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default();
         let line = table.lines().find_map(|line| line.trim_start().strip_prefix(&self.name)?.strip_prefix(':'));
         // Eight receive columns, then bytes, packets, errors, drops of the other direction (proc_pid_net(5)).
         line.and_then(|line| line.split_ascii_whitespace().nth(11)?.parse().ok()).unwrap_or(0)
+    }
+
+    /// Whether the calling thread is in the TAP's network namespace: another one may have the same interface name.
+    fn is_here(&self) -> io::Result<bool> {
+        use std::os::unix::fs::MetadataExt;
+        // SAFETY: TUNGETDEVNETNS takes no argument and gives a new descriptor.
+        let raw = unsafe { ioctl::tun_get_namespace(self.fd.as_raw_fd()) }?;
+        // SAFETY: the kernel has just given this descriptor to us alone.
+        let theirs = std::fs::File::from(unsafe { OwnedFd::from_raw_fd(raw) });
+        Ok(theirs.metadata()?.ino() == std::fs::metadata("/proc/thread-self/ns/net")?.ino())
     }
 
     fn apply_offloads(&self, offloads: Offloads) -> io::Result<()> {
