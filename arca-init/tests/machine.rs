@@ -194,14 +194,14 @@ if not kept:
     reader, writer = os.pipe()
     store.sendmsg([json.dumps({"op": "put", "name": "pipe", "state": {}}).encode()],
         [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [reader]))])
+with open(directory + "/runs", "a") as runs:
+    runs.write("%d %d\n" % (os.getpid(), kept))
 path = directory + "/5555"
 if os.path.exists(path):
     os.unlink(path)
 listener = socket.socket(socket.AF_UNIX)
 listener.bind(path)
 listener.listen()
-with open(directory + "/runs", "a") as runs:
-    runs.write("%d %d\n" % (os.getpid(), kept))
 while True:
     listener.accept()[0].close()
 "#;
