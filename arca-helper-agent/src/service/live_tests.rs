@@ -48,7 +48,9 @@ impl Machine for Arc<FakeMachine> {
             if Some(spec.link) == broken {
                 return (spec.link, Err("no TUN".into()));
             }
-            (spec.link, Ok(drop(self.ports.lock().unwrap().insert(spec.link, spec))))
+            let link = spec.link;
+            self.ports.lock().unwrap().insert(link, spec);
+            (link, Ok(()))
         };
         ports.into_iter().map(make).collect()
     }
