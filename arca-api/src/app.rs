@@ -40,6 +40,7 @@ pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let (engine, records) = build(config, machines, engine_netd)?;
     adopt::adopt(&engine, records).await;
     let in_step = tokio::spawn(netd::keep_in_step(engine.clone()));
+    arca_daemon::notify::ready();
     tracing::info!(socket = %config.paths.docker_socket.display(), "serving the Docker Engine API");
     server::serve(listener, routes::router(engine), shutdown.wait()).await;
     in_step.abort();
