@@ -125,9 +125,10 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         // Said at once, and to the launcher, instead of a crash loop in the log.
         std::fs::metadata(program).with_context(|| format!("find {}", program.display()))?;
     }
+    let (stop_network, network_stops) = Shutdown::manual();
     let network = tapfwd.map(|program| {
         let tapfwd = Tapfwd { program, listen: listen.clone(), log_level, reaper };
-        tokio::spawn(tapfwd.supervise())
+        tokio::spawn(tapfwd.supervise(network_stops))
     });
     // Two ends: a signal first ends the workloads; Shutdown has done so when it fires.
     let (_, signalled) = Shutdown::on_signals().context("set signal handlers")?;
@@ -143,19 +144,21 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         ready::say(&listen).await?;
         std::future::pending::<anyhow::Result<()>>().await
     };
-    tokio::select! {
+    let result = tokio::select! {
         // Whichever ends first ends the machine; nothing is resumed, so no arm needs to be cancel-safe.
-        served = server => served.context("serve arca.init.v1")?,
-        said = announced => said?,
-        () = ended.wait() => {}
-        () = signalled.wait() => workloads.end_all(GRACE).await,
-    }
+        served = server => served.context("serve arca.init.v1"),
+        said = announced => said,
+        () = ended.wait() => Ok(()),
+        () = signalled.wait() => {
+            workloads.end_all(GRACE).await;
+            Ok(())
+        }
+    };
+    stop_network.fire();
     if let Some(network) = network {
-        network.abort();
-        // Its guard tells arca-tapfwd to end.
-        let _ = network.await;
+        network.await.context("end arca-tapfwd")?;
     }
-    Ok(())
+    result
 }
 
 async fn sweep(args: SweepArgs) -> anyhow::Result<()> {

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use arca_daemon::shutdown::Shutdown;
 use arca_proto::{
     dial::{Address, dial},
     fdstore::Store,
@@ -29,6 +30,8 @@ const FIRST: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_secs(1);
 /// A run of at least this long was no crash loop.
 const LONG_RUN: Duration = Duration::from_secs(10);
+/// From SIGTERM to SIGKILL when the machine ends.
+const GRACE: Duration = Duration::from_secs(1);
 /// How long the machine's READY waits for arca-tapfwd.
 const STARTUP: Duration = Duration::from_secs(5);
 
@@ -42,13 +45,17 @@ pub(crate) struct Tapfwd {
 }
 
 impl Tapfwd {
-    /// Runs it for ever.
-    pub(crate) async fn supervise(self) {
+    /// Runs it until `stop` fires; it has ended when this returns.
+    pub(crate) async fn supervise(self, stop: Shutdown) {
         let store = Arc::new(Store::default());
         let mut pause = FIRST;
         loop {
             let started = Instant::now();
-            match self.run(&store).await {
+            let run = self.run(&store, &stop).await;
+            if stop.fired() {
+                return;
+            }
+            match run {
                 Ok(ended) => {
                     tracing::error!(code = ended.code, signal = ended.signal, "arca-tapfwd ended; starting it again")
                 }
@@ -59,12 +66,16 @@ impl Tapfwd {
                 pause = FIRST;
                 continue;
             }
-            tokio::time::sleep(pause).await;
+            tokio::select! {
+                // Neither arm holds anything that could be lost.
+                () = tokio::time::sleep(pause) => {}
+                () = stop.wait() => return,
+            }
             pause = (pause * 2).min(LONGEST);
         }
     }
 
-    async fn run(&self, store: &Arc<Store>) -> anyhow::Result<Ended> {
+    async fn run(&self, store: &Arc<Store>, stop: &Shutdown) -> anyhow::Result<Ended> {
         let session = store.session()?;
         let mut command = Command::new(&self.program);
         command.arg("serve").arg(format!("--listen={}", self.listen)).arg(format!("--log-level={}", self.log_level));
@@ -75,24 +86,28 @@ impl Tapfwd {
         unsafe {
             command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?));
         }
-        let (child, ended) =
+        let (child, mut ended) =
             self.reaper.spawn(&mut command).with_context(|| format!("start {}", self.program.display()))?;
         let kept = tokio::task::spawn_blocking(move || session.serve());
-        let _end = EndWith(child.id());
-        let ended = ended.await.context("the reaper is gone")?;
+        let ended = tokio::select! {
+            // Cancel-safe: a status not received stays in its channel.
+            ended = &mut ended => ended,
+            () = stop.wait() => {
+                // Both signals may find that it has ended by itself.
+                let _ = send_signal(child.id(), Signal::SIGTERM as i32);
+                match tokio::time::timeout(GRACE, &mut ended).await {
+                    Ok(ended) => ended,
+                    Err(_) => {
+                        let _ = send_signal(child.id(), Signal::SIGKILL as i32);
+                        ended.await
+                    }
+                }
+            }
+        };
+        let ended = ended.context("the reaper is gone")?;
         // All that it put before it died is read before the next run.
         kept.await.context("descriptor store")??;
         Ok(ended)
-    }
-}
-
-/// Ends the child with this task.
-struct EndWith(u32);
-
-impl Drop for EndWith {
-    fn drop(&mut self) {
-        // After a normal end this finds nobody.
-        let _ = send_signal(self.0, Signal::SIGTERM as i32);
     }
 }
 
