@@ -212,6 +212,7 @@ fn networks_are_what_docker_says_they_are() {
         published_ports(web, db, other);
         isolation(web, other, inside, apart, alone, plain, peer);
         names(web, db, other, inside, apart, plain);
+        without_resolver(&machine, web, db);
         sync(web).await;
     });
 }
@@ -299,6 +300,18 @@ fn names(web: &Container, db: &Container, other: &Container, inside: &Container,
     let refused = resolve(inside, INSIDE, false, &a("example.com"));
     assert_eq!(refused.metadata.response_code, ResponseCode::ServFail);
     assert_eq!(addresses(&resolve(plain, BRIDGE, false, &a("c9"))), ["192.0.2.1".parse::<IpAddr>().unwrap()]);
+}
+
+/// Known names do not depend on the resolver, nor on the agent it runs in.
+fn without_resolver(machine: &Machine, web: &Container, db: &Container) {
+    machine.in_network(
+        "nft 'add table inet deaf; add chain inet deaf in { type filter hook input priority 0; };
+         add rule inet deaf in meta l4proto { tcp, udp } th dport 53 drop'",
+    );
+    assert!(ask(web, gateway(FRONT), false, &query("example.com", RecordType::A, true)).is_none(), "it hears nothing");
+    let known = ask(web, gateway(FRONT), false, &query("c2", RecordType::A, true)).expect("OVN answers");
+    assert_eq!(addresses(&known), [IpAddr::from(db.ip)]);
+    machine.in_network("nft delete table inet deaf");
 }
 
 /// An equal full declaration changes nothing; withdrawal of a published port and of an endpoint's name is felt.
