@@ -42,6 +42,7 @@ pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let in_step = tokio::spawn(netd::keep_in_step(engine.clone()));
     arca_daemon::notify::ready();
     tracing::info!(socket = %config.paths.docker_socket.display(), "serving the Docker Engine API");
+    arca_daemon::notify::ready();
     server::serve(listener, routes::router(engine), shutdown.wait()).await;
     in_step.abort();
     // Containers go on; their machines are found again by the next arca-api.
