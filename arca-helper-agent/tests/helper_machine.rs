@@ -158,11 +158,13 @@ fn boots_attaches_heals_and_stops() {
         assert!(status.ovs_version.starts_with(char::is_numeric) && status.ovn_version.starts_with(char::is_numeric));
         assert!(status.databases.iter().all(|d| d.connected), "{:?}", status.databases);
         assert_eq!((status.processes.len(), status.networks, status.endpoints), (8, 1, 1));
+        assert!(status.faults.is_empty(), "{:?}", status.faults);
+        check_command_line();
         print_memory(&machine).await;
 
         // Each program in turn is killed; it alone comes back, and the container's traffic with it.
         let programs: Vec<_> = machine.supervised().await.processes.into_iter().skip(1).collect();
-        let mut epoch = 1;
+        let (mut epoch, mut sequence) = (1, 1000);
         for program in programs {
             let killed = std::time::Instant::now();
             machine.kill(program.pid);
@@ -173,7 +175,8 @@ fn boots_attaches_heals_and_stops() {
             assert_ne!(back.await.pid, program.pid);
             let restarted = killed.elapsed();
             eventually(&format!("traffic after {} was killed", program.name), SOON, async || {
-                if link.ping(gateway, own, GATEWAY, 99).await.is_none() {
+                sequence += 1; // a late reply to an earlier request proves nothing
+                if link.ping(gateway, own, GATEWAY, sequence).await.is_none() {
                     epoch += 1;
                     link = Wire::connect(1, epoch, MAC).await?;
                     return None;
@@ -218,6 +221,17 @@ fn boots_attaches_heals_and_stops() {
         assert_eq!(address(&observed_up(1).await), own);
         println!("second boot: READY after {:?}, address up after {:?}", machine.ready, machine.spawned.elapsed());
     });
+}
+
+/// `status` and `ports` show what the services answer, as text and as JSON.
+fn check_command_line() {
+    let ask = |what: &str, more: &[&str]| {
+        run(env!("CARGO_BIN_EXE_arca-helper-agent"), &[&[what, "--sockets=/tmp/s"], more].concat())
+    };
+    let json = |what| -> serde_json::Value { serde_json::from_str(&ask(what, &["--json"])).unwrap() };
+    assert_eq!(json("status")["system_id"], "helper-test");
+    assert_eq!(json("ports")[0]["interface"], "arca1");
+    assert!(ask("status", &[]).contains("ovs-vswitchd") && ask("ports", &[]).contains("arca1"));
 }
 
 /// Every packet socket that ovs-vswitchd receives by has the great buffer (the kernel doubles the figure). Protocol 0
