@@ -22,12 +22,12 @@ fn docker_messages() -> anyhow::Result<()> {
     let engine = Engine::start()?;
     engine.load_image()?;
     engine.docker_ok(&["network", "create", "--subnet", "10.80.0.0/16", "n"])?;
-    engine.docker_ok(&["create", "--name", "c", "busybox"])?;
+    engine.docker_ok(&["create", "--name", "cc", "busybox"])?;
     let cases: &[(&[&str], i32, &str)] = &[
         (&["inspect", "nope"], 1, "no such object: nope"),
         (&["start", "nope"], 1, "No such container: nope"),
         (&["run", "--network", "nope", "busybox", "true"], 125, "network nope not found"),
-        (&["create", "--name", "c", "busybox"], 1, "Conflict. The container name \"/c\" is already in use by container"),
+        (&["create", "--name", "cc", "busybox"], 1, "Conflict. The container name \"/cc\" is already in use by container"),
         (&["create", "--name", "-c", "busybox"], 1, "Invalid container name (-c)"),
         (&["network", "create", "n"], 1, "network with name n already exists"),
         (&["network", "create", "bridge"], 1, "operation is not permitted on predefined bridge network"),
@@ -38,14 +38,14 @@ fn docker_messages() -> anyhow::Result<()> {
         (&["network", "rm", "bridge"], 1, "bridge is a pre-defined network and cannot be removed"),
         (&["network", "rm", "nope"], 1, "network nope not found"),
         (&["network", "connect", "n", "nope"], 1, "No such container: nope"),
-        (&["network", "disconnect", "n", "c"], 1, "is not connected to the network n"),
+        (&["network", "disconnect", "n", "cc"], 1, "is not connected to the network n"),
         (&["run", "--rm", "--network", "n", "--ip", "10.99.0.5", "busybox", "true"], 125, "no configured subnet or ip-range contain the IP address 10.99.0.5"),
         (&["run", "--rm", "--network", "n", "--ip", "10.80.0.1", "busybox", "true"], 125, "Address already in use"),
         (&["run", "--rm", "--ip", "172.17.0.9", "busybox", "true"], 125, "user specified IP address is supported on user defined networks only"),
         (&["run", "--rm", "--memory", "1m", "busybox", "true"], 125, "Minimum memory limit allowed is 6MB"),
         (&["run", "--rm", "-u", "eve", "busybox", "true"], 125, "unable to find user eve: no matching entries in passwd file"),
         (&["rmi", "nope"], 1, "No such image: nope"),
-        (&["exec", "c", "true"], 1, "is not running"),
+        (&["exec", "cc", "true"], 1, "is not running"),
         (&["volume", "inspect", "nope"], 1, "no such volume"),
     ];
     for (arguments, code, text) in cases {

@@ -87,32 +87,32 @@ fn terminal() -> anyhow::Result<()> {
     let engine = engine()?;
     let (code, text) = in_terminal(&engine, "run --rm -it busybox sh -c 'tty; stty size; exit 3'", b"")?;
     ensure!(code == 3 && text.contains("/dev/pts/0") && text.contains("33 111"), "{code} {text:?}");
-    engine.docker_ok(&["run", "-d", "--name", "c", "busybox", "sleep", "1000"])?;
-    let (code, text) = in_terminal(&engine, "exec -it c sh -c 'tty && stty size && echo $TERM'", b"")?;
+    engine.docker_ok(&["run", "-d", "--name", "cc", "busybox", "sleep", "1000"])?;
+    let (code, text) = in_terminal(&engine, "exec -it cc sh -c 'tty && stty size && echo $TERM'", b"")?;
     ensure!(code == 0 && text.contains("/dev/pts/") && text.contains("33 111") && text.contains("xterm"), "{text:?}");
-    engine.docker_ok(&["run", "-dit", "--name", "t", "busybox", "sh"])?;
-    let (code, text) = in_terminal(&engine, "attach t", b"echo $((6*7))\nexit 5\n")?;
+    engine.docker_ok(&["run", "-dit", "--name", "tt", "busybox", "sh"])?;
+    let (code, text) = in_terminal(&engine, "attach tt", b"echo $((6*7))\nexit 5\n")?;
     ensure!(code == 5 && text.contains("42"), "{code} {text:?}");
     engine.stop()
 }
 
 fn exec_attach_logs() -> anyhow::Result<()> {
     let engine = engine()?;
-    engine.docker_ok(&["run", "-d", "--name", "c", "busybox", "sh", "-c", "echo one; echo two >&2; sleep 1000"])?;
-    let exec = engine.docker(&["exec", "-e", "A=b", "-w", "/etc", "-u", "nobody", "c", "sh", "-c", "id -un; pwd; echo $A; exit 4"]);
+    engine.docker_ok(&["run", "-d", "--name", "cc", "busybox", "sh", "-c", "echo one; echo two >&2; sleep 1000"])?;
+    let exec = engine.docker(&["exec", "-e", "A=b", "-w", "/etc", "-u", "nobody", "cc", "sh", "-c", "id -un; pwd; echo $A; exit 4"]);
     ensure!(exec.code == 4 && exec.stdout == "nobody\n/etc\nb\n", "{exec:?}");
-    let echoed = engine.docker_with_input(&["exec", "-i", "c", "cat"], b"through exec")?;
+    let echoed = engine.docker_with_input(&["exec", "-i", "cc", "cat"], b"through exec")?;
     ensure!(echoed.stdout == "through exec", "{echoed:?}");
-    let missing = engine.docker(&["exec", "c", "nosuchprogram"]);
+    let missing = engine.docker(&["exec", "cc", "nosuchprogram"]);
     ensure!(missing.code == 127 && missing.stderr.contains("executable file not found in $PATH"), "{missing:?}");
-    let logs = engine.docker(&["logs", "c"]);
+    let logs = engine.docker(&["logs", "cc"]);
     ensure!((logs.stdout.as_str(), logs.stderr.as_str()) == ("one\n", "two\n"), "{logs:?}");
-    ensure!(engine.docker(&["logs", "--tail", "1", "c"]).stderr == "two\n");
+    ensure!(engine.docker(&["logs", "--tail", "1", "cc"]).stderr == "two\n");
 
     // Following ends when the container does.
-    let follow = engine.docker_command(&["logs", "-f", "c"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    let attach = engine.docker_command(&["attach", "--no-stdin", "c"]).stdout(Stdio::piped()).spawn()?;
-    engine.docker_ok(&["kill", "c"])?;
+    let follow = engine.docker_command(&["logs", "-f", "cc"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let attach = engine.docker_command(&["attach", "--no-stdin", "cc"]).stdout(Stdio::piped()).spawn()?;
+    engine.docker_ok(&["kill", "cc"])?;
     ensure!(follow.wait_with_output()?.stdout == b"one\n");
     ensure!(attach.wait_with_output()?.status.code() == Some(137));
     engine.stop()
@@ -121,19 +121,19 @@ fn exec_attach_logs() -> anyhow::Result<()> {
 fn signals() -> anyhow::Result<()> {
     let engine = engine()?;
     let trap = "trap 'echo term; exit 9' TERM; trap 'echo usr1' USR1; echo ready; while :; do sleep 0.1; done";
-    engine.docker_ok(&["run", "-d", "--name", "c", "busybox", "sh", "-c", trap])?;
-    let mut follow = engine.docker_command(&["logs", "-f", "c"]).stdout(Stdio::piped()).spawn()?;
+    engine.docker_ok(&["run", "-d", "--name", "cc", "busybox", "sh", "-c", trap])?;
+    let mut follow = engine.docker_command(&["logs", "-f", "cc"]).stdout(Stdio::piped()).spawn()?;
     {
         use std::io::{BufRead as _, BufReader};
         let mut lines = BufReader::new(follow.stdout.take().context("output")?).lines();
         ensure!(lines.next().transpose()?.as_deref() == Some("ready"));
-        engine.docker_ok(&["kill", "-s", "USR1", "c"])?;
+        engine.docker_ok(&["kill", "-s", "USR1", "cc"])?;
         ensure!(lines.next().transpose()?.as_deref() == Some("usr1"));
-        engine.docker_ok(&["stop", "c"])?;
+        engine.docker_ok(&["stop", "cc"])?;
         ensure!(lines.next().transpose()?.as_deref() == Some("term"));
     }
     follow.wait()?;
-    ensure!(engine.docker_ok(&["wait", "c"])? == "9");
+    ensure!(engine.docker_ok(&["wait", "cc"])? == "9");
     // Process 1 has no handler: docker waits, then kills.
     engine.docker_ok(&["run", "-d", "--name", "deaf", "busybox", "sleep", "1000"])?;
     engine.docker_ok(&["stop", "-t", "1", "deaf"])?;
@@ -142,7 +142,7 @@ fn signals() -> anyhow::Result<()> {
     ensure!(engine.docker_ok(&["inspect", "-f", "{{.State.Running}}", "deaf"])? == "true");
     let busy = engine.docker(&["rm", "deaf"]);
     ensure!(busy.code == 1 && busy.stderr.contains("container is running"), "{busy:?}");
-    engine.docker_ok(&["rm", "-f", "deaf", "c"])?;
+    engine.docker_ok(&["rm", "-f", "deaf", "cc"])?;
     engine.stop()
 }
 
@@ -162,8 +162,8 @@ fn configuration() -> anyhow::Result<()> {
     let read_only = engine.docker(&["run", "--rm", "-v", &format!("{bind}:ro"), "busybox", "touch", "/data/x"]);
     ensure!(read_only.code == 1 && read_only.stderr.contains("Read-only file system"), "{read_only:?}");
     // A writable layer is the container's own and outlives a stop.
-    engine.docker_ok(&["run", "--name", "w", "busybox", "sh", "-c", "echo kept >> /root-file; cat /root-file"])?;
-    ensure!(engine.docker_ok(&["start", "-a", "w"])? == "kept\nkept");
+    engine.docker_ok(&["run", "--name", "ww", "busybox", "sh", "-c", "echo kept >> /root-file; cat /root-file"])?;
+    ensure!(engine.docker_ok(&["start", "-a", "ww"])? == "kept\nkept");
     ensure!(engine.docker_ok(&["run", "--rm", "busybox", "sh", "-c", "ls / | grep -c root-file; true"])? == "0");
     let hidden = engine.docker_ok(&["run", "--rm", "busybox", "sh", "-c", "cat /proc/kcore | wc -c; mount -t tmpfs x /mnt || echo refused"])?;
     ensure!(hidden == "0\nrefused", "{hidden:?}");
@@ -173,26 +173,26 @@ fn configuration() -> anyhow::Result<()> {
 fn limits() -> anyhow::Result<()> {
     let engine = engine()?;
     let eat = "tail /dev/zero";
-    let eaten = engine.docker(&["run", "--name", "m", "--memory", "16m", "--memory-swap", "16m", "busybox", "sh", "-c", eat]);
+    let eaten = engine.docker(&["run", "--name", "mm", "--memory", "16m", "--memory-swap", "16m", "busybox", "sh", "-c", eat]);
     ensure!(eaten.code == 137, "{eaten:?}");
-    ensure!(engine.docker_ok(&["inspect", "-f", "{{.State.OOMKilled}}", "m"])? == "true");
-    let shown = engine.docker_ok(&["inspect", "-f", "{{.HostConfig.Memory}} {{.HostConfig.NanoCpus}}", "m"])?;
+    ensure!(engine.docker_ok(&["inspect", "-f", "{{.State.OOMKilled}}", "mm"])? == "true");
+    let shown = engine.docker_ok(&["inspect", "-f", "{{.HostConfig.Memory}} {{.HostConfig.NanoCpus}}", "mm"])?;
     ensure!(shown == "16777216 0", "{shown}");
     engine.docker_ok(&["run", "--rm", "--cpus", "0.5", "--pids-limit", "20", "busybox", "true"])?;
-    engine.docker_ok(&["rm", "m"])?;
+    engine.docker_ok(&["rm", "mm"])?;
     engine.stop()
 }
 
 fn list_inspect_events() -> anyhow::Result<()> {
     let engine = engine()?;
-    let id = engine.docker_ok(&["create", "--name", "c", "--label", "a=b", "busybox", "sleep", "1000"])?;
+    let id = engine.docker_ok(&["create", "--name", "cc", "--label", "a=b", "busybox", "sleep", "1000"])?;
     ensure!(engine.docker_ok(&["ps", "-q"])?.is_empty());
     ensure!(engine.docker_ok(&["ps", "-aq", "--no-trunc", "--filter", "label=a=b"])? == id);
     ensure!(engine.docker_ok(&["inspect", "-f", "{{.State.Status}}", &id[..12]])? == "created");
-    engine.docker_ok(&["start", "c"])?;
+    engine.docker_ok(&["start", "cc"])?;
     let line = engine.docker_ok(&["ps", "--format", "{{.Names}} {{.Image}} {{.Status}}"])?;
-    ensure!(line.starts_with("c busybox Up "), "{line}");
-    engine.docker_ok(&["rm", "-f", "c"])?;
+    ensure!(line.starts_with("cc busybox Up "), "{line}");
+    engine.docker_ok(&["rm", "-f", "cc"])?;
     let events = engine.docker_ok(&["events", "--since", "1h", "--until", "0s", "--format", "{{.Type}} {{.Action}}"])?;
     let seen: Vec<&str> = events.lines().collect();
     for expected in ["container create", "network connect", "container start", "container kill", "container die", "container destroy"] {

@@ -41,9 +41,9 @@ fn api_gap() -> anyhow::Result<()> {
     fs::create_dir(&gate)?;
     nix::unistd::mkfifo(&gate.join("fifo"), nix::sys::stat::Mode::S_IRWXU)?;
     let bind = format!("{}:/gate", gate.display());
-    engine.docker_ok(&["run", "-d", "--name", "c", "--network", "n", "-v", &bind, "busybox", "sh", "-c", script])?;
+    engine.docker_ok(&["run", "-d", "--name", "cc", "--network", "n", "-v", &bind, "busybox", "sh", "-c", script])?;
     engine.docker_ok(&["run", "-d", "--name", "lives", "--network", "n", "busybox", "sleep", "1000"])?;
-    let pid = engine.pid("c")?;
+    let pid = engine.pid("cc")?;
     let address = engine.address("lives", "n")?;
     frozen(&engine, || {
         engine.kill_daemon("arca-api")?;
@@ -52,8 +52,8 @@ fn api_gap() -> anyhow::Result<()> {
         wait_for_end(pid)
     })?;
     story::wait_until_up(&engine)?;
-    ensure!(engine.docker_ok(&["wait", "c"])? == "42");
-    ensure!(engine.docker_ok(&["logs", "c"])? == "before\nduring");
+    ensure!(engine.docker_ok(&["wait", "cc"])? == "42");
+    ensure!(engine.docker_ok(&["logs", "cc"])? == "before\nduring");
     ensure!(engine.address("lives", "n")? == address, "the living container kept its address");
     ensure!(engine.docker_ok(&["exec", "lives", "echo", "still here"])? == "still here");
     engine.stop()
@@ -75,10 +75,10 @@ fn wait_for_end(pid: u32) -> anyhow::Result<()> {
 fn twenty_kills() -> anyhow::Result<()> {
     let engine = engine()?;
     engine.docker_ok(&["network", "create", "n"])?;
-    for name in ["a", "b"] {
+    for name in ["aa", "bb"] {
         engine.docker_ok(&["run", "-d", "--name", name, "--network", "n", "busybox", "sleep", "10000"])?;
     }
-    let (a, b, address) = (engine.pid("a")?, engine.pid("b")?, engine.address("b", "n")?);
+    let (a, b, address) = (engine.pid("aa")?, engine.pid("bb")?, engine.address("bb", "n")?);
     let mut random = SmallRng::seed_from_u64(20);
     for strike in 0..20 {
         let daemon = ["arca-relayd", "arca-netd", "arca-api", "arca-relayd"][strike % 4];
@@ -95,14 +95,14 @@ fn twenty_kills() -> anyhow::Result<()> {
 fn stop_start() -> anyhow::Result<()> {
     let engine = engine()?;
     engine.docker_ok(&["network", "create", "n"])?;
-    for name in ["a", "b"] {
+    for name in ["aa", "bb"] {
         engine.docker_ok(&["run", "-d", "--name", name, "--network", "n", "busybox", "sleep", "10000"])?;
     }
-    let (a, b, address) = (engine.pid("a")?, engine.pid("b")?, engine.address("b", "n")?);
+    let (a, b, address) = (engine.pid("aa")?, engine.pid("bb")?, engine.address("bb", "n")?);
     engine.arca(&["daemon", "stop"]).ok()?;
     ensure!(fs::metadata(format!("/proc/{a}")).is_ok(), "containers outlive the daemons");
     engine.arca(&["daemon", "start"]).ok()?;
-    ensure!(engine.pid("a")? == a && engine.pid("b")? == b && engine.address("b", "n")? == address);
+    ensure!(engine.pid("aa")? == a && engine.pid("bb")? == b && engine.address("bb", "n")? == address);
     measure::transfer(a, b, &address, 8, |_| Ok(()))?;
     engine.stop()
 }
@@ -110,16 +110,16 @@ fn stop_start() -> anyhow::Result<()> {
 fn helper_dies() -> anyhow::Result<()> {
     let engine = engine()?;
     engine.docker_ok(&["network", "create", "n"])?;
-    for name in ["a", "b"] {
+    for name in ["aa", "bb"] {
         engine.docker_ok(&["run", "-d", "--name", name, "--network", "n", "busybox", "sleep", "10000"])?;
     }
-    let (a, b, address) = (engine.pid("a")?, engine.pid("b")?, engine.address("b", "n")?);
+    let (a, b, address) = (engine.pid("aa")?, engine.pid("bb")?, engine.address("bb", "n")?);
     let helper = helper_pid(&engine)?;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(helper), nix::sys::signal::Signal::SIGKILL)?;
     // The connection itself must survive: TCP repeats what was lost meanwhile.
     measure::transfer(a, b, &address, 8, |_| Ok(()))?;
-    ensure!(engine.address("b", "n")? == address);
-    ensure!(engine.docker_ok(&["exec", "a", "nslookup", "b"])?.contains(&address));
+    ensure!(engine.address("bb", "n")? == address);
+    ensure!(engine.docker_ok(&["exec", "aa", "nslookup", "bb"])?.contains(&address));
     engine.stop()
 }
 

@@ -47,12 +47,12 @@ fn options() -> anyhow::Result<()> {
     let pool = json!([{"Subnet": "10.77.0.0/16", "IPRange": "10.77.5.0/24", "Gateway": "10.77.0.254"}]);
     ensure!(network["IPAM"]["Config"] == pool && network["Labels"] == json!({"a": "b"}), "{network}");
     ensure!(network["Containers"] == json!({}));
-    engine.docker_ok(&["run", "-d", "--name", "c", "--network", "n", "busybox", "sleep", "1000"])?;
-    let address = engine.address("c", "n")?;
+    engine.docker_ok(&["run", "-d", "--name", "cc", "--network", "n", "busybox", "sleep", "1000"])?;
+    let address = engine.address("cc", "n")?;
     ensure!(address.starts_with("10.77.5."), "{address} is not in the range asked for");
     let busy = engine.docker(&["network", "rm", "n"]);
-    ensure!(busy.code == 1 && busy.stderr.contains("has active endpoints (name:\"c\""), "{busy:?}");
-    engine.docker_ok(&["rm", "-f", "c"])?;
+    ensure!(busy.code == 1 && busy.stderr.contains("has active endpoints (name:\"cc\""), "{busy:?}");
+    engine.docker_ok(&["rm", "-f", "cc"])?;
     ensure!(engine.docker_ok(&["network", "rm", "n"])? == "n");
     engine.stop()
 }
@@ -60,21 +60,21 @@ fn options() -> anyhow::Result<()> {
 fn addresses() -> anyhow::Result<()> {
     let engine = engine()?;
     engine.docker_ok(&["network", "create", "--subnet", "10.78.0.0/24", "n"])?;
-    serve(&engine, &["--name", "a", "--network", "n", "--ip", "10.78.0.50", "--network-alias", "alpha"])?;
-    ensure!(engine.address("a", "n")? == "10.78.0.50");
-    for name in ["a", "alpha", "a.n"] {
+    serve(&engine, &["--name", "aa", "--network", "n", "--ip", "10.78.0.50", "--network-alias", "alpha"])?;
+    ensure!(engine.address("aa", "n")? == "10.78.0.50");
+    for name in ["aa", "alpha", "aa.n"] {
         let text = engine.docker_ok(&["run", "--rm", "--network", "n", "busybox", "wget", "-qO-", &format!("http://{name}/name")])?;
         ensure!(text.len() == 12, "{name}: {text:?}");
     }
     let taken = engine.docker(&["run", "--rm", "--network", "n", "--ip", "10.78.0.50", "busybox", "true"]);
     ensure!(taken.code == 125 && taken.stderr.contains("Address already in use"), "{taken:?}");
-    serve(&engine, &["--name", "b"])?;
-    engine.docker_ok(&["network", "connect", "--ip", "10.78.0.60", "--alias", "beta", "n", "b"])?;
-    ensure!(engine.address("b", "n")? == "10.78.0.60");
-    let text = engine.docker_ok(&["exec", "a", "wget", "-qO-", "http://beta/name"])?;
+    serve(&engine, &["--name", "bb"])?;
+    engine.docker_ok(&["network", "connect", "--ip", "10.78.0.60", "--alias", "beta", "n", "bb"])?;
+    ensure!(engine.address("bb", "n")? == "10.78.0.60");
+    let text = engine.docker_ok(&["exec", "aa", "wget", "-qO-", "http://beta/name"])?;
     ensure!(text.len() == 12, "{text:?}");
-    let pointer = engine.docker_ok(&["exec", "a", "nslookup", "10.78.0.60"])?;
-    ensure!(pointer.contains("name = b"), "{pointer}");
+    let pointer = engine.docker_ok(&["exec", "aa", "nslookup", "10.78.0.60"])?;
+    ensure!(pointer.contains("name = bb"), "{pointer}");
     engine.stop()
 }
 
@@ -82,8 +82,8 @@ fn internal() -> anyhow::Result<()> {
     let _outside = Outside::start()?;
     let engine = engine()?;
     engine.docker_ok(&["network", "create", "--internal", "inner"])?;
-    serve(&engine, &["--name", "s", "--network", "inner"])?;
-    let reach = "wget -qO- -T 3 http://s/name && nc -w 2 198.51.100.1 7777 && echo out; ip route | grep -c default; true";
+    serve(&engine, &["--name", "ss", "--network", "inner"])?;
+    let reach = "wget -qO- -T 3 http://ss/name && nc -w 2 198.51.100.1 7777 && echo out; ip route | grep -c default; true";
     let text = engine.docker_ok(&["run", "--rm", "--network", "inner", "busybox", "sh", "-c", reach])?;
     ensure!(text.lines().count() == 2 && text.ends_with("\n0"), "{text:?}");
     engine.stop()
@@ -92,11 +92,11 @@ fn internal() -> anyhow::Result<()> {
 fn published() -> anyhow::Result<()> {
     let outside = Outside::start()?;
     let engine = engine()?;
-    serve(&engine, &["--name", "a", "-p", "8080:80", "-p", "127.0.0.1:8081:80", "-p", "80"])?;
+    serve(&engine, &["--name", "aa", "-p", "8080:80", "-p", "127.0.0.1:8081:80", "-p", "80"])?;
     ensure!(story::http_get("127.0.0.1:8080", "/name")?.len() == 12);
     ensure!(story::http_get("[::1]:8080", "/name")?.len() == 12);
     ensure!(story::http_get("127.0.0.1:8081", "/name")?.len() == 12);
-    let ports = engine.docker_ok(&["port", "a"])?;
+    let ports = engine.docker_ok(&["port", "aa"])?;
     ensure!(ports.contains("80/tcp -> 0.0.0.0:8080") && ports.contains("80/tcp -> 127.0.0.1:8081"), "{ports}");
     let ephemeral: Vec<u16> = ports.lines().filter_map(|line| line.rsplit(':').next()?.parse().ok()).collect();
     let ephemeral = ephemeral.into_iter().find(|port| *port >= 32768).expect("an ephemeral port");
@@ -111,13 +111,13 @@ fn published() -> anyhow::Result<()> {
     ensure!(engine.docker_ok(&["ps", "-aq", "--filter", "status=running"])?.lines().count() == 1);
 
     let echo = "exec nc -ll -u -p 53 -e cat || exec nc -l -u -p 53 -e cat";
-    engine.docker_ok(&["run", "-d", "--name", "u", "-p", "5353:53/udp", "busybox", "sh", "-c", echo])?;
+    engine.docker_ok(&["run", "-d", "--name", "uu", "-p", "5353:53/udp", "busybox", "sh", "-c", echo])?;
     let socket = UdpSocket::bind("127.0.0.1:0")?;
     socket.set_read_timeout(Some(Duration::from_secs(1)))?;
     socket.connect("127.0.0.1:5353")?;
     let answered = (0..5).any(|_| socket.send(b"ping").is_ok() && socket.recv(&mut [0; 16]).is_ok_and(|length| length == 4));
     ensure!(answered, "UDP through a published port");
-    engine.docker_ok(&["rm", "-f", "a"])?;
+    engine.docker_ok(&["rm", "-f", "aa"])?;
     ensure!(story::http_get("127.0.0.1:8080", "/name").is_err(), "removed with its container");
     engine.stop()
 }
@@ -127,16 +127,16 @@ fn isolation_of_networks() -> anyhow::Result<()> {
     for network in ["one", "two"] {
         engine.docker_ok(&["network", "create", network])?;
     }
-    serve(&engine, &["--name", "a", "--network", "one"])?;
-    serve(&engine, &["--name", "b", "--network", "one"])?;
-    serve(&engine, &["--name", "x", "--network", "two"])?;
-    let (a, b) = (engine.pid("a")?, engine.pid("b")?);
-    measure::transfer(a, b, &engine.address("b", "one")?, 16, |_| Ok(()))?;
-    measure::transfer(b, a, &engine.address("a", "one")?, 16, |_| Ok(()))?;
-    let other = engine.address("x", "two")?;
-    let reached = engine.docker(&["exec", "a", "wget", "-qO-", "-T", "2", &format!("http://{other}/name")]);
+    serve(&engine, &["--name", "aa", "--network", "one"])?;
+    serve(&engine, &["--name", "bb", "--network", "one"])?;
+    serve(&engine, &["--name", "xx", "--network", "two"])?;
+    let (a, b) = (engine.pid("aa")?, engine.pid("bb")?);
+    measure::transfer(a, b, &engine.address("bb", "one")?, 16, |_| Ok(()))?;
+    measure::transfer(b, a, &engine.address("aa", "one")?, 16, |_| Ok(()))?;
+    let other = engine.address("xx", "two")?;
+    let reached = engine.docker(&["exec", "aa", "wget", "-qO-", "-T", "2", &format!("http://{other}/name")]);
     ensure!(reached.code != 0, "{reached:?}");
-    let itself = engine.docker_ok(&["exec", "x", "wget", "-qO-", "-T", "2", &format!("http://{other}/name")])?;
+    let itself = engine.docker_ok(&["exec", "xx", "wget", "-qO-", "-T", "2", &format!("http://{other}/name")])?;
     ensure!(itself.len() == 12);
     engine.stop()
 }
@@ -144,19 +144,19 @@ fn isolation_of_networks() -> anyhow::Result<()> {
 fn names() -> anyhow::Result<()> {
     let engine = engine()?;
     engine.docker_ok(&["network", "create", "n"])?;
-    serve(&engine, &["--name", "a", "--network", "n"])?;
+    serve(&engine, &["--name", "aa", "--network", "n"])?;
     engine.docker_ok(&["run", "-d", "--name", "asker", "--network", "n", "busybox", "sleep", "1000"])?;
     let found = |name: &str| engine.docker(&["exec", "asker", "nslookup", name]).code == 0;
-    let short = engine.docker_ok(&["inspect", "-f", "{{.Config.Hostname}}", "a"])?;
-    ensure!(found("a") && found("A") && found(&short) && found("asker") && !found("nobody"));
+    let short = engine.docker_ok(&["inspect", "-f", "{{.Config.Hostname}}", "aa"])?;
+    ensure!(found("aa") && found("AA") && found(&short) && found("asker") && !found("nobody"));
     let resolv = engine.docker_ok(&["exec", "asker", "cat", "/etc/resolv.conf"])?;
     ensure!(resolv.contains("nameserver 127.0.0.11") && resolv.contains("options ndots:0"), "{resolv}");
-    engine.docker_ok(&["stop", "-t", "0", "a"])?;
-    ensure!(!found("a"), "a stopped container has no name");
-    engine.docker_ok(&["start", "a"])?;
-    ensure!(found("a"));
-    engine.docker_ok(&["rm", "-f", "a"])?;
-    ensure!(!found("a") && !found(&short));
+    engine.docker_ok(&["stop", "-t", "0", "aa"])?;
+    ensure!(!found("aa"), "a stopped container has no name");
+    engine.docker_ok(&["start", "aa"])?;
+    ensure!(found("aa"));
+    engine.docker_ok(&["rm", "-f", "aa"])?;
+    ensure!(!found("aa") && !found(&short));
     engine.stop()
 }
 

@@ -41,13 +41,13 @@ fn nbctl(engine: &Engine, arguments: &[&str]) -> anyhow::Result<String> {
 
 fn allocated_by_ovn() -> anyhow::Result<()> {
     let engine = engine()?;
-    engine.docker_ok(&["run", "-d", "--name", "c", "--network", "n", "busybox", "sleep", "1000"])?;
-    let endpoint = engine.inspect("c")?["NetworkSettings"]["Networks"]["n"].clone();
+    engine.docker_ok(&["run", "-d", "--name", "cc", "--network", "n", "busybox", "sleep", "1000"])?;
+    let endpoint = engine.inspect("cc")?["NetworkSettings"]["Networks"]["n"].clone();
     let (mac, address) = (endpoint["MacAddress"].as_str().context("mac")?, endpoint["IPAddress"].as_str().context("ip")?);
     let find = format!("addresses={mac}\\ dynamic");
     let row = nbctl(&engine, &["--bare", "--columns=dynamic_addresses", "find", "Logical_Switch_Port", &find])?;
     ensure!(row.trim() == format!("{mac} {address}"), "OVN says {row:?}, inspect says {mac} {address}");
-    let seen = engine.docker_ok(&["exec", "c", "ip", "-4", "-o", "address", "show", "eth0"])?;
+    let seen = engine.docker_ok(&["exec", "cc", "ip", "-4", "-o", "address", "show", "eth0"])?;
     ensure!(seen.contains(&format!("inet {address}/")), "{seen}");
     engine.stop()
 }
@@ -70,17 +70,17 @@ fn dhcp_row() -> anyhow::Result<()> {
 
 fn own_client() -> anyhow::Result<()> {
     let engine = engine()?;
-    engine.docker_ok(&["run", "-d", "--name", "c", "--network", "n", "--cap-add", "NET_ADMIN", "busybox", "sleep", "1000"])?;
-    let address = engine.address("c", "n")?;
+    engine.docker_ok(&["run", "-d", "--name", "cc", "--network", "n", "--cap-add", "NET_ADMIN", "busybox", "sleep", "1000"])?;
+    let address = engine.address("cc", "n")?;
     let ask = "printf '#!/bin/sh\\n[ \"$1\" = bound ] && echo lease $ip $router >&2; true\\n' > /s; chmod +x /s; udhcpc -i eth0 -n -q -f -s /s 2>&1";
-    let text = engine.docker_ok(&["exec", "c", "sh", "-c", ask])?;
+    let text = engine.docker_ok(&["exec", "cc", "sh", "-c", ask])?;
     ensure!(text.contains(&format!("lease {address} ")), "{text}");
     engine.stop()
 }
 
 fn native_dns() -> anyhow::Result<()> {
     let engine = engine()?;
-    for name in ["a", "b"] {
+    for name in ["aa", "bb"] {
         engine.docker_ok(&["run", "-d", "--name", name, "--network", "n", "busybox", "sleep", "1000"])?;
     }
     // The row that leads to the fallback resolver goes: from now on only OVN can answer.
@@ -89,9 +89,9 @@ fn native_dns() -> anyhow::Result<()> {
     for row in rows.split_whitespace() {
         nbctl(&engine, &["lb-del", row])?;
     }
-    let address = engine.address("b", "n")?;
+    let address = engine.address("bb", "n")?;
     // -type=a: OVN has no answer for the AAAA question that goes along otherwise.
-    let found = engine.docker_ok(&["exec", "a", "nslookup", "-type=a", "b"])?;
+    let found = engine.docker_ok(&["exec", "aa", "nslookup", "-type=a", "bb"])?;
     ensure!(found.contains(&address), "{found}");
     engine.stop()
 }
@@ -99,7 +99,7 @@ fn native_dns() -> anyhow::Result<()> {
 fn load_balancer_row() -> anyhow::Result<()> {
     let engine = engine()?;
     let serve = "mkdir /srv; echo ok > /srv/x; exec httpd -f -p 80 -h /srv";
-    engine.docker_ok(&["run", "-d", "--name", "c", "--network", "n", "-p", "8080:80", "busybox", "sh", "-c", serve])?;
+    engine.docker_ok(&["run", "-d", "--name", "cc", "--network", "n", "-p", "8080:80", "busybox", "sh", "-c", serve])?;
     ensure!(story::http_get("127.0.0.1:8080", "/x")? == "ok");
     let find = ["--bare", "--columns=_uuid", "find", "Load_Balancer", "external_ids:arca-kind=published-port"];
     let rows = nbctl(&engine, &find)?;
@@ -114,7 +114,7 @@ fn load_balancer_row() -> anyhow::Result<()> {
 
 fn counters() -> anyhow::Result<()> {
     let engine = engine()?;
-    for name in ["a", "b"] {
+    for name in ["aa", "bb"] {
         engine.docker_ok(&["run", "-d", "--name", name, "--network", "n", "busybox", "sleep", "1000"])?;
     }
     let bytes = || -> anyhow::Result<u64> {
@@ -123,7 +123,7 @@ fn counters() -> anyhow::Result<()> {
         Ok(links.iter().filter_map(|link| link["to_helper"]["bytes"].as_u64()).sum())
     };
     let before = bytes()?;
-    measure::transfer(engine.pid("a")?, engine.pid("b")?, &engine.address("b", "n")?, 32, |_| Ok(()))?;
+    measure::transfer(engine.pid("aa")?, engine.pid("bb")?, &engine.address("bb", "n")?, 32, |_| Ok(()))?;
     let grown = bytes()? - before;
     let sent = 32 << 20;
     ensure!((sent..sent * 5 / 4).contains(&grown), "{grown} bytes counted for {sent} sent");
