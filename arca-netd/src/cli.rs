@@ -70,18 +70,20 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
             app::stop_helper(&config).await
         }
         Command::Networks { json } => {
-            let list = client(&cli.common)?.list_networks(proto::ListNetworksRequest {}).await?.into_inner().networks;
+            let list = client(&cli.common)?.list_networks(proto::ListNetworksRequest {}).await.map_err(unanswered)?;
+            let list = list.into_inner().networks;
             let rows = list.iter().map(network).collect();
             print(json, &["id", "name", "driver", "subnets", "endpoints"], rows)
         }
         Command::Endpoints { json } => {
             let request = proto::ListEndpointsRequest::default();
-            let list = client(&cli.common)?.list_endpoints(request).await?.into_inner().endpoints;
+            let list = client(&cli.common)?.list_endpoints(request).await.map_err(unanswered)?.into_inner().endpoints;
             let rows = list.iter().map(endpoint).collect();
             print(json, &["id", "container", "network", "link", "interface", "address", "up", "error"], rows)
         }
         Command::Status { json } => {
-            let status = client(&cli.common)?.get_status(proto::GetStatusRequest {}).await?.into_inner();
+            let status = client(&cli.common)?.get_status(proto::GetStatusRequest {}).await.map_err(unanswered)?;
+            let status = status.into_inner();
             let row = json!({
                 "version": status.version, "networks": status.networks, "endpoints": status.endpoints,
                 "helper": status.helper_state, "helper_boot_ms": status.helper_boot_ms,
@@ -94,6 +96,16 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
 
 fn client(common: &CommonArgs) -> anyhow::Result<NetdClient<tonic::transport::Channel>> {
     Ok(NetdClient::new(dial::unix_channel(&common.load()?.paths.netd_socket())))
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "used as a `map_err` function")]
+fn unanswered(status: tonic::Status) -> anyhow::Error {
+    match status.code() {
+        tonic::Code::Unavailable => {
+            anyhow::anyhow!("arca-netd does not answer (is the engine running? `arca daemon status`)")
+        }
+        _ => anyhow::anyhow!("arca-netd: {}", status.message()),
+    }
 }
 
 fn network(network: &proto::Network) -> Value {

@@ -131,11 +131,9 @@ impl Backend for Ovn {
         let Some(place) = &endpoint.place else { return Vec::new() };
         let key = objects::key(ObjectKind::Endpoint, endpoint.id.as_str(), generation);
         let mut tap = Tap::new(&place.address);
-        let (interface, link, rows) = tokio::join!(
-            tap.detach(place.link),
-            self.relay.close(place.link),
-            self.agent.apply_if_ready(Vec::new(), vec![key])
-        );
+        // The link first: arca-relayd would take an end that goes away for one that broke, and dial again.
+        let link = self.relay.close(place.link).await;
+        let (interface, rows) = tokio::join!(tap.detach(place.link), self.agent.apply_if_ready(Vec::new(), vec![key]));
         [interface.err(), link.err(), rows.err()].into_iter().flatten().collect()
     }
 

@@ -118,7 +118,6 @@ impl Agent {
             client.watch(proto::WatchRequest {}).await.map_err(Error::peer(WHO, "be watched"))?.into_inner();
         self.observed.send_modify(HashMap::clear);
         self.full_sync(&mut client).await?;
-        self.client.send_replace(Some(client.clone()));
         tracing::info!(helper = %up.address, "helper agent is connected and in sync");
         backoff.reset();
         *lost = None;
@@ -173,6 +172,9 @@ impl Agent {
             "full sync with the helper agent"
         );
         answer.observations.into_iter().for_each(|observation| self.observe_answer(observation));
+        // Still behind the gate: a change stored meanwhile finds either no client and is in the next sync's snapshot,
+        // or this one and is applied singly.
+        self.client.send_replace(Some(client.clone()));
         Ok(())
     }
 
@@ -290,10 +292,11 @@ impl Agent {
         put: Vec<proto::Object>,
         remove: Vec<proto::ObjectKey>,
     ) -> Result<Vec<proto::Observation>> {
-        if !self.is_ready() {
-            return Ok(Vec::new());
-        }
-        self.apply(put, remove).await
+        // A sync under way has taken its snapshot: wait for its end, then the change goes by itself.
+        let under_way = self.gate.read().await;
+        let ready = self.is_ready();
+        drop(under_way);
+        if ready { self.apply(put, remove).await } else { Ok(Vec::new()) }
     }
 
     /// Waits until the agent said something of `id`, at `generation` or later, that `enough` accepts or that is an
