@@ -35,7 +35,16 @@ impl Process {
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
         std::fs::create_dir_all(socket.parent().expect("a folder")).expect("make it");
         let guard = runtime.enter();
-        let listener = bind_unix(socket, 0o600).expect("bind a fake's socket");
+        // A runtime that was dropped a moment ago closes its listener a moment later.
+        let mut listener = bind_unix(socket, 0o600);
+        for _ in 0..10_000 {
+            if listener.is_ok() {
+                break;
+            }
+            std::thread::yield_now();
+            listener = bind_unix(socket, 0o600);
+        }
+        let listener = listener.expect("bind a fake's socket");
         let server = tonic::transport::Server::builder().add_routes(routes).serve_with_incoming(listener.incoming());
         runtime.spawn(server);
         drop(guard);
