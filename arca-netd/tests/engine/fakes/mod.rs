@@ -129,6 +129,7 @@ impl World {
         world.start_agent();
         world.start_relay();
         world.start_netd().await;
+        eventually("the first full sync", || world.engine().is_ready()).await;
         world
     }
 
