@@ -42,6 +42,8 @@ fn command(errand: &str, arguments: &[String]) -> io::Result<Command> {
     command
         .args(["--net", "--mount", "--pid", "--ipc", "--uts", "--propagation", "private"])
         .args(["--fork", "--kill-child", "--mount-proc", "--"])
+        // The first process of a process namespace inherits orphans and must reap them; a shell that waits does.
+        .args(["sh", "-c", "\"$@\"; exit $?", "sh"])
         .arg(env::current_exe()?)
         .args(arguments)
         .env(INSIDE, errand);
