@@ -30,6 +30,8 @@ pub enum Ended {
     Exited(Option<ExitStatus>),
     /// The client typed the detach keys.
     Detached,
+    /// The client has no more input, and the process keeps its own open.
+    InputEnded,
     /// The client went away.
     ClientGone,
 }
@@ -41,7 +43,7 @@ pub struct Bridge {
     pub session: Session,
     /// Counted until the output is delivered.
     pub serving: Serving,
-    /// Output as it is, not framed.
+    /// A terminal: output as it is, not framed, and the client's end of input ends the session (a terminal has none).
     pub raw: bool,
     /// Scanned for in the input; only a terminal has them.
     pub keys: Option<DetachKeys>,
@@ -63,16 +65,16 @@ pub async fn run_and_then(
     let Session { input, mut output, stdin } = session;
     let closer = input.clone();
     let ended = {
-        let inward = inward(&mut from_client, input, stdin, keys);
+        let inward = inward(&mut from_client, input, stdin, keys, raw);
         let outward = outward(&mut to_client, &mut output, raw);
         tokio::pin!(inward, outward);
         tokio::select! {
             // Neither is resumed after the other has ended, so being dropped half-way loses nothing that matters.
             ended = &mut outward => ended,
-            () = &mut inward => Ended::Detached,
+            ended = &mut inward => ended,
         }
     };
-    if ended == Ended::ClientGone && stdin {
+    if ended == Ended::ClientGone && stdin && !raw {
         // arca-init closes nothing by itself: a client that is gone has no more input.
         let _ = closer.send(close_stdin()).await;
     }
@@ -92,13 +94,14 @@ fn close_stdin() -> init::AttachInput {
     init::AttachInput { kind: Some(attach_input::Kind::CloseStdin(init::CloseStdin {})) }
 }
 
-/// Client to process. Returns only when the client detaches.
+/// Client to process. Returns only when the client detaches or its end of input is the end.
 async fn inward(
     client: &mut Input,
     process: tokio::sync::mpsc::Sender<init::AttachInput>,
     stdin: bool,
     mut keys: Option<DetachKeys>,
-) {
+    leave_at_end: bool,
+) -> Ended {
     let mut buffer = vec![0; CHUNK];
     loop {
         let count = match client.read(&mut buffer).await {
@@ -119,15 +122,18 @@ async fn inward(
             }
         }
         if detach {
-            return;
+            return Ended::Detached;
         }
+    }
+    if stdin && leave_at_end {
+        return Ended::InputEnded;
     }
     if stdin {
         // End of input is a message: no transport's half-close is trusted.
         let _ = process.send(close_stdin()).await;
     }
     // The stream stays open for the output; it ends with the process.
-    std::future::pending::<()>().await;
+    std::future::pending().await
 }
 
 /// Process to client.

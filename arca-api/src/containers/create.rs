@@ -104,6 +104,7 @@ pub async fn create(engine: &Arc<Engine>, name: &str, request: CreateRequest) ->
         ..Record::default()
     };
     files::validate(&record)?;
+    networks::check_wishes(engine, &record).await?;
     record.name = reserve(engine, name, &id)?;
     let made = finish(engine, record.clone()).await;
     if made.is_err() {

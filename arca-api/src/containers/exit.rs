@@ -90,10 +90,10 @@ pub async fn finish(engine: &Arc<Engine>, container: &Arc<Container>, live: Opti
     container.clients.drained(DRAIN).await;
     let mut record = container.record();
     networks::tear_down(engine, container, &mut record).await;
-    if let Some(live) = live {
-        if let Err(text) = live.machine.destroy(Duration::ZERO).await {
-            tracing::warn!(container_id = container.id, error = text, "something of the machine remains");
-        }
+    if let Some(live) = live
+        && let Err(text) = live.machine.destroy(Duration::ZERO).await
+    {
+        tracing::warn!(container_id = container.id, error = text, "something of the machine remains");
     }
     container.set_live(None);
     let finished_at = if exit.finished_at_ns > 0 { exit.finished_at_ns } else { now() };
@@ -127,10 +127,10 @@ pub async fn finish(engine: &Arc<Engine>, container: &Arc<Container>, live: Opti
     drop(op);
     if restart {
         schedule_restart(engine.clone(), container.clone(), seconds);
-    } else if record.host.auto_remove {
-        if let Err(error) = remove::remove(engine, container, remove::Options::auto()).await {
-            tracing::warn!(container_id = container.id, %error, "automatic removal");
-        }
+    } else if record.host.auto_remove
+        && let Err(error) = remove::remove(engine, container, remove::Options::auto()).await
+    {
+        tracing::warn!(container_id = container.id, %error, "automatic removal");
     }
 }
 

@@ -97,6 +97,27 @@ fn check_wish(name: &str, settings: &EndpointSettings) -> ApiResult<()> {
     Ok(())
 }
 
+/// Asks arca-netd about the wishes that only it can judge (`--ip` and the like) where the network exists already; where it
+/// does not, start will tell. A container without such wishes is created whether arca-netd answers or not.
+///
+/// # Errors
+/// 400 `invalid config for network …`.
+pub async fn check_wishes(engine: &Engine, record: &Record) -> ApiResult<()> {
+    for (name, wish) in &record.networks {
+        let plain = wish.settings.ipam_config.is_none() && wish.settings.driver_opts.is_none() && !wish.mac_asked;
+        if plain {
+            continue;
+        }
+        let checked = engine.netd.clone().check_attachment(request(record, name, wish, None)).await;
+        if let Err(status) = checked.map_err(ApiError::from)
+            && status.status.as_u16() == 400
+        {
+            return Err(status.within(&format!("invalid config for network {name}")));
+        }
+    }
+    Ok(())
+}
+
 /// What is asked of arca-netd for one network. Once attached, the network's id is meant, not its name: a new network of
 /// the same name is another one.
 pub fn request(record: &Record, name: &str, wish: &Attachment, live: Option<&Live>) -> netd::AttachRequest {

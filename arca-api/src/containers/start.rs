@@ -60,10 +60,10 @@ pub async fn start(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResul
             phase.exits += 1;
             phase.exit_code = code;
         });
-        if container.with(|record| record.host.auto_remove) {
-            if let Err(error) = remove::remove(engine, container, remove::Options::auto()).await {
-                tracing::warn!(container_id = container.id, %error, "a container that could not start stays");
-            }
+        if container.with(|record| record.host.auto_remove)
+            && let Err(error) = remove::remove(engine, container, remove::Options::auto()).await
+        {
+            tracing::warn!(container_id = container.id, %error, "a container that could not start stays");
         }
     }
     started.map(|()| Started::Yes)

@@ -35,7 +35,6 @@ pub const ABSENT: &[(MethodFilter, &str, &str)] = &[
     (MethodFilter::GET, "/plugins/privileges", "plugins"),
     (MethodFilter::POST, "/plugins/pull", "plugins"),
     (MethodFilter::POST, "/plugins/create", "plugins"),
-    (MethodFilter::GET, "/plugins/{name}/json", "plugins"),
     (MethodFilter::PUT, "/volumes/{name}", "volume update"),
     (MethodFilter::POST, "/swarm/init", "swarm"),
     (MethodFilter::POST, "/swarm/join", "swarm"),

@@ -88,7 +88,7 @@ async fn attach_container(
             let session = attach::open(&live.init, process, streams)
                 .await
                 .map_err(|status| ApiError::internal(format!("attach: {}", status.message())))?;
-            Source::Now(session, serving)
+            Source::Now(Box::new(session), serving)
         }
         (true, Err(_)) => Source::AtStart(container.clients.wait(streams)),
     };
@@ -101,7 +101,7 @@ async fn attach_container(
 
 enum Source {
     None,
-    Now(Session, Serving),
+    Now(Box<Session>, Serving),
     AtStart(tokio::sync::oneshot::Receiver<(Session, Serving)>),
 }
 
@@ -130,7 +130,7 @@ async fn serve(engine: Arc<Engine>, container: Arc<Container>, client: Client, i
     }
     let session = match client.source {
         Source::None => None,
-        Source::Now(session, serving) => Some((session, serving)),
+        Source::Now(session, serving) => Some((*session, serving)),
         // An error: removed, or it could not be started.
         Source::AtStart(receiver) => receiver.await.ok(),
     };

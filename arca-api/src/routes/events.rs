@@ -31,10 +31,10 @@ async fn events(State(engine): State<Arc<Engine>>, query: Query) -> ApiResult<Re
     let filters = Filters::from_query(&query, FILTERS)?;
     let since = parse_point(query.get("since"))?;
     let until = parse_point(query.get("until"))?;
-    if let (Some(since), Some(until)) = (since, until) {
-        if since > until {
-            return Err(ApiError::bad_request("`since` time cannot be after `until` time"));
-        }
+    if let (Some(since), Some(until)) = (since, until)
+        && since > until
+    {
+        return Err(ApiError::bad_request("`since` time cannot be after `until` time"));
     }
     let (past, live) = engine.events.subscribe(since);
     let (out, receiver) = mpsc::channel(64);

@@ -121,7 +121,7 @@ fn sorted<V: Clone>(map: &std::collections::HashMap<String, V>) -> BTreeMap<Stri
 }
 
 /// Docker's shape of a network; `containers` only where inspect asks.
-fn to_json(network: &netd::Network, containers: Map<String, Value>) -> Value {
+fn to_json(network: &netd::Network, containers: &Map<String, Value>) -> Value {
     let spec = network.spec.clone().unwrap_or_default();
     let pools: Vec<Value> = network
         .pools
@@ -220,7 +220,7 @@ async fn list(State(engine): Shared, query: Query) -> ApiResult<Json<Vec<Value>>
             && filters.labels("label", &sorted(&spec.labels))
             && dangling.is_none_or(|wanted| wanted == (!network.predefined && network.endpoints.is_empty()))
     });
-    Ok(Json(chosen.map(|network| to_json(network, Map::new())).collect()))
+    Ok(Json(chosen.map(|network| to_json(network, &Map::new())).collect()))
 }
 
 async fn inspect(State(engine): Shared, Path(id): Path<String>, query: Query) -> ApiResult<Json<Value>> {
@@ -234,7 +234,7 @@ async fn inspect(State(engine): Shared, Path(id): Path<String>, query: Query) ->
     if !matches!(scope, "" | "local") {
         return Err(ApiError::not_found(format!("network {id} not found")));
     }
-    Ok(Json(to_json(&network, endpoints(&engine, &network))))
+    Ok(Json(to_json(&network, &endpoints(&engine, &network))))
 }
 
 fn emit(engine: &Engine, action: &str, id: &str, name: &str, driver: &str) {
@@ -347,7 +347,7 @@ mod tests {
             enable_ipv4: true,
             ..netd::Network::default()
         };
-        let text = to_json(&network, Map::new());
+        let text = to_json(&network, &Map::new());
         let keys: Vec<&String> = text.as_object().expect("object").keys().collect();
         assert_eq!(
             keys,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arca_proto::netd::v1 as netd;
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{Path, State},
     http::header::{CACHE_CONTROL, CONTENT_TYPE, PRAGMA},
     response::IntoResponse,
     routing::get,
@@ -18,7 +18,7 @@ use crate::{
     docker::time::{now, rfc3339},
     engine::Engine,
     http::{
-        ApiResult,
+        ApiError, ApiResult,
         frame::{MAX_VERSION, MIN_VERSION},
     },
 };
@@ -34,6 +34,12 @@ pub fn router() -> Router<Arc<Engine>> {
         .route("/version", get(version))
         .route("/info", get(info))
         .route("/plugins", get(|| async { Json(json!([])) }))
+        .route("/plugins/{name}/json", get(plugin))
+}
+
+/// There are no plugins, so none has any name; `docker inspect NAME` asks here last.
+async fn plugin(Path(name): Path<String>) -> ApiError {
+    ApiError::not_found(format!("plugin \"{name}\" not found"))
 }
 
 async fn ping() -> impl IntoResponse {
