@@ -43,8 +43,13 @@ pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
     arca_daemon::notify::ready();
     tracing::info!(socket = %config.paths.docker_socket.display(), "serving the Docker Engine API");
     arca_daemon::notify::ready();
-    server::serve(listener, routes::router(engine), shutdown.wait()).await;
+    server::serve(listener, routes::router(engine.clone()), shutdown.wait()).await;
     in_step.abort();
+    if engine.containers.all().iter().all(|container| container.live().is_none())
+        && let Err(error) = engine.machines.release_cgroups(&engine.cgroup_parent).await
+    {
+        tracing::warn!(error, cgroup = engine.cgroup_parent, "the engine's empty cgroup stays");
+    }
     // Containers go on; their machines are found again by the next arca-api.
     let _ = std::fs::remove_file(&config.paths.docker_socket);
     Ok(())

@@ -44,6 +44,8 @@ pub trait Boot: Send + Sync + std::fmt::Debug {
     async fn launch(&self, id: &str, host_network: bool) -> Result<Arc<dyn Machine>, String>;
     /// Finds the machine of container `id` that an earlier arca-api launched.
     async fn adopt(&self, id: &str) -> Result<Found, String>;
+    /// Removes the cgroup that the workloads' own ones stood below, once none does. For the engine's stop.
+    async fn release_cgroups(&self, parent: &str) -> Result<(), String>;
 }
 
 /// Client of the arca-init in a machine; clones share one connection.
@@ -148,6 +150,11 @@ impl Boot for RealMachines {
                 Ok(Found::Gone)
             }
         }
+    }
+
+    async fn release_cgroups(&self, parent: &str) -> Result<(), String> {
+        let released = self.machines.release_cgroups(&self.guest_directory, parent).await;
+        released.map_err(|error| chain(&error))
     }
 }
 

@@ -87,6 +87,10 @@ impl Boot for FakeMachines {
         Ok(machine)
     }
 
+    async fn release_cgroups(&self, _: &str) -> Result<(), String> {
+        Ok(())
+    }
+
     async fn adopt(&self, id: &str) -> Result<Found, String> {
         Ok(match self.get(id) {
             Some(machine) => Found::Running(machine),
