@@ -71,6 +71,6 @@ fn inside(test: Test) -> anyhow::Result<()> {
     let before = Snapshot::take()?;
     test()?;
     let leaked = Snapshot::take()?.leaked_since(&before);
-    anyhow::ensure!(leaked.is_empty(), "the test left behind: {leaked:#?}");
+    anyhow::ensure!(leaked.is_empty(), "the test left behind: {leaked:?}");
     Ok(())
 }
