@@ -89,27 +89,34 @@ pub async fn finish(engine: &Arc<Engine>, container: &Arc<Container>, live: Opti
     let op = container.ops.lock().await;
     container.clients.drained(DRAIN).await;
     let mut record = container.record();
-    networks::tear_down(engine, container, &mut record).await;
-    if let Some(live) = live
-        && let Err(text) = live.machine.destroy(Duration::ZERO).await
-    {
-        tracing::warn!(container_id = container.id, error = text, "something of the machine remains");
-    }
+    let machine_gone = async {
+        if let Some(live) = live
+            && let Err(text) = live.machine.destroy(Duration::ZERO).await
+        {
+            tracing::warn!(container_id = container.id, error = text, "something of the machine remains");
+        }
+    };
+    tokio::join!(networks::tear_down(engine, container, &mut record), machine_gone);
     container.set_live(None);
     let finished_at = if exit.finished_at_ns > 0 { exit.finished_at_ns } else { now() };
     let restart = wants_restart(&record, exit.code);
     let code = i64::from(exit.code);
-    let stored = container
-        .update(engine, |stored| {
-            stored.networks = record.networks.clone();
-            stored.published.clear();
-            stored.state.status = if restart { Status::Restarting } else { Status::Exited };
-            stored.state.pid = 0;
-            stored.state.exit_code = code;
-            stored.state.oom_killed = exit.oom_killed;
-            stored.state.finished_at = finished_at;
-        })
-        .await;
+    let note = |stored: &mut crate::containers::Record| {
+        stored.networks = record.networks.clone();
+        stored.published.clear();
+        stored.state.status = if restart { Status::Restarting } else { Status::Exited };
+        stored.state.pid = 0;
+        stored.state.exit_code = code;
+        stored.state.oom_killed = exit.oom_killed;
+        stored.state.finished_at = finished_at;
+    };
+    let stored = if record.host.auto_remove {
+        // Its document goes in a moment. Should arca-api die before, the next one finds the exit record and comes here.
+        container.update_unsaved(note);
+        Ok(())
+    } else {
+        container.update(engine, note).await
+    };
     if let Err(error) = stored {
         // The next arca-api finds the exit record on disk and comes here again.
         tracing::error!(container_id = container.id, %error, "an exit could not be stored");

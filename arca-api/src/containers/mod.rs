@@ -125,6 +125,11 @@ impl Container {
         Ok(out)
     }
 
+    /// Changes the record in memory only. The caller holds `ops` and knows why the disk need not know.
+    pub(crate) fn update_unsaved(&self, edit: impl FnOnce(&mut Record)) {
+        edit(&mut self.record.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
     /// The machine, while there is one.
     pub fn live(&self) -> Option<Live> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -122,12 +122,17 @@ async fn start_locked(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiRe
 }
 
 async fn bring_up(engine: &Arc<Engine>, container: &Arc<Container>, record: &mut Record, live: &Live) -> ApiResult<()> {
-    networks::set_up(engine, container, record, live).await?;
     let folder = engine.folder(&record.id);
     files::write_all(record, &folder, networks::on_user_network(record))?;
     let request = workload(engine, record)?;
     let mut init = live.init.clone();
-    let created = init.create_workload(request).await.map_err(|status| runtime_error(&status))?.into_inner();
+    // The runtime prepares the workload while the networks are made; its process waits for both. Neither is cut short
+    // when the other fails: undoing needs to know what there is.
+    let (created, networks) =
+        tokio::join!(init.create_workload(request), networks::set_up(engine, container, record, live));
+    networks?;
+    let created = created.map_err(|status| runtime_error(&status))?.into_inner();
+    files::write_hosts(record, &folder)?;
     container.clients.serve_waiting(live, &record.id).await;
     let started = init
         .start_workload(init::StartWorkloadRequest { workload_id: record.id.clone() })
