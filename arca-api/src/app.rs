@@ -83,7 +83,7 @@ pub fn build(
         netd,
         machines,
         events: Bus::default(),
-        cgroup_parent: format!("arca/{}", &hex[..8]),
+        cgroup_parent: paths.cgroup_parent(),
         id: format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]),
         attached: Mutex::new(BTreeSet::new()),
         paths,

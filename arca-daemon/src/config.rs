@@ -140,7 +140,7 @@ impl Input {
 /// # Errors
 /// A [`Fatal`] with code 78 that names the key, the value, where it came from and what is allowed.
 pub fn load(input: &Input) -> Result<Config, Fatal> {
-    let home = input.environment.get("ARCA_HOME").map(|home| expand(home, input));
+    let home = input.environment.get("ARCA_HOME").map(|home| absolute(expand(home, input)));
     let mut paths = home.as_deref().map_or_else(|| Paths::default_for(input.root, &input.user_home), Paths::below);
     let mut raw = file::read(&paths.config)?;
     for key in KEYS {
@@ -194,6 +194,11 @@ fn defaults(paths: &Paths, input: &Input) -> BTreeMap<&'static str, String> {
 fn parsed<T: std::str::FromStr<Err = String>>(raw: &Raw, name: &str) -> Result<T, Fatal> {
     let (text, source) = &raw[name];
     text.parse().map_err(|why| Fatal::new(Failure::Config, format!("{name} = \"{text}\" ({source}): {why}")))
+}
+
+/// Daemons started elsewhere must find the same files.
+fn absolute(path: PathBuf) -> PathBuf {
+    std::path::absolute(&path).unwrap_or(path)
 }
 
 fn expand(path: &str, input: &Input) -> PathBuf {

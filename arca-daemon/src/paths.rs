@@ -75,6 +75,22 @@ impl Paths {
         self.data.join("containers").join(container_id)
     }
 
+    /// Tells this engine from others on one machine: eight hexadecimal digits, the same as long as `data` lies where it
+    /// lies. Whatever an engine makes with a name that others could choose too has this in it.
+    #[must_use]
+    pub fn tag(&self) -> String {
+        // FNV-1a, 32 bits: stable over releases, which the standard library's hashes are not.
+        let bytes = self.data.as_os_str().as_encoded_bytes();
+        let hash = bytes.iter().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+        format!("{hash:08x}")
+    }
+
+    /// Parent of the control groups of this engine's workloads.
+    #[must_use]
+    pub fn cgroup_parent(&self) -> String {
+        format!("arca/{}", self.tag())
+    }
+
     /// What of the helper machine must survive: OVN's NB database.
     #[must_use]
     pub fn helper_data(&self) -> PathBuf {
@@ -93,6 +109,14 @@ mod tests {
         for path in [&paths.run, &paths.data, &paths.log, &paths.docker_socket, &paths.config] {
             assert!(path.starts_with(home), "{}", path.display());
         }
+    }
+
+    #[test]
+    fn engines_are_told_apart_by_where_their_data_lies() {
+        let tag = |home| Paths::below(Path::new(home)).tag();
+        // FNV-1a of "/x/data", by hand: a change of the hash would lose what running engines made.
+        assert_eq!(tag("/x"), "ab73a7af");
+        assert_ne!(tag("/x"), tag("/y"));
     }
 
     #[test]

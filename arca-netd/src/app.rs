@@ -10,14 +10,13 @@ use arca_daemon::{
     shutdown::Shutdown,
 };
 use arca_proto::{listen::Listener, netd::v1::netd_server::NetdServer, relay::v1::Carrier};
-use ipnet::Ipv4Net;
 use tonic::service::Routes;
 
 use crate::{
     backend::{Backends, ovn::Ovn},
     engine::{Engine, Settings},
     error::{Error, Result},
-    helper::{Boot, Helper, Uplink, machine::HelperMachine, uplink},
+    helper::{Boot, Helper, machine::HelperMachine},
     hostnet,
     model::NetworkId,
     peers::{agent::Agent, relay::Relay},
@@ -27,7 +26,6 @@ use crate::{
 };
 
 const SYSTEM_ID: &str = "system-id";
-const UPLINK: &str = "uplink";
 
 /// Everything that runs, besides the helper machine.
 #[derive(Debug, Clone)]
@@ -55,8 +53,8 @@ impl App {
     ///
     /// # Errors
     /// If the store fails.
-    pub async fn start(store: Store, identity: Identity, boot: Arc<dyn Boot>, parts: Parts) -> Result<Self> {
-        let helper = Arc::new(Helper::new(Arc::clone(&boot), identity.uplink, identity.system_id, parts.forwarders));
+    pub async fn start(store: Store, system_id: String, boot: Arc<dyn Boot>, parts: Parts) -> Result<Self> {
+        let helper = Arc::new(Helper::new(Arc::clone(&boot), system_id, parts.forwarders));
         let agent = Arc::new(Agent::new(Arc::clone(&helper), store.clone(), parts.carrier));
         let relay = Arc::new(Relay::new(&parts.relayd, Arc::clone(&helper), store.clone(), parts.carrier));
         let ovn = Ovn::new(Arc::clone(&agent), Arc::clone(&relay), parts.carrier);
@@ -100,51 +98,21 @@ impl App {
     }
 }
 
-/// What stays the same over restarts of everything: drawn or chosen once, kept in the store.
-#[derive(Clone, Debug)]
-pub struct Identity {
-    /// Chassis id of the helper.
-    pub system_id: String,
-    /// The uplink network.
-    pub uplink: Uplink,
-}
-
-impl Identity {
-    /// Reads it, or makes it: the uplink is the first free /29 of `range`.
-    ///
-    /// # Errors
-    /// If the range has no room beside the host's routes, or the store fails.
-    pub async fn load(store: &Store, range: Ipv4Net) -> Result<Self> {
-        let host = hostnet::taken(uplink::HOST_INTERFACE);
-        store
-            .update(move |draft| {
-                let system_id = match draft.meta.get(SYSTEM_ID) {
-                    Some(id) => id.clone(),
-                    None => {
-                        let id = NetworkId::random().map_err(Error::io("draw a chassis id"))?.as_str()[..32].to_owned();
-                        draft.put_meta(SYSTEM_ID, id.clone());
-                        id
-                    }
-                };
-                // Kept as long as it lies in the configured range.
-                let kept = draft.meta.get(UPLINK).and_then(|text| text.parse::<Ipv4Net>().ok());
-                let kept = kept.filter(|net| range.contains(net)).and_then(|net| Uplink::choose(net, &[]));
-                let uplink = match kept {
-                    Some(uplink) => uplink,
-                    None => {
-                        let networks = draft.networks.values().filter_map(|network| network.v4.as_ref());
-                        let taken: Vec<_> = networks.map(|v4| v4.subnet).chain(host).collect();
-                        let uplink = Uplink::choose(range, &taken).ok_or_else(|| {
-                            Error::Failed(format!("uplinkRange {range} has no free /29 beside the host's routes"))
-                        })?;
-                        draft.put_meta(UPLINK, uplink.net().to_string());
-                        uplink
-                    }
-                };
-                Ok(Self { system_id, uplink })
-            })
-            .await
-    }
+/// The helper's chassis id: drawn once, kept in the store over restarts of everything.
+///
+/// # Errors
+/// If the store fails.
+pub async fn system_id(store: &Store) -> Result<String> {
+    store
+        .update(|draft| {
+            if let Some(id) = draft.meta.get(SYSTEM_ID) {
+                return Ok(id.clone());
+            }
+            let id = NetworkId::random().map_err(Error::io("draw a chassis id"))?.as_str()[..32].to_owned();
+            draft.put_meta(SYSTEM_ID, id.clone());
+            Ok(id)
+        })
+        .await
 }
 
 /// Opens the store of the configured engine.
@@ -179,9 +147,8 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// If the store or the machine kind is not to be had.
 pub async fn start(config: &Config) -> anyhow::Result<App> {
     let store = open_store(config)?;
-    let range = Ipv4Net::new(config.uplink_range.network, config.uplink_range.length)?;
-    let identity = Identity::load(&store, range).await?;
-    let boot = Arc::new(HelperMachine::new(config, &identity.system_id, identity.uplink)?);
+    let system_id = system_id(&store).await?;
+    let boot = Arc::new(HelperMachine::new(config, &system_id, store.clone()).await?);
     let servers = if config.dns.is_empty() { hostnet::nameservers() } else { config.dns.clone() };
     // The helper cannot reach a stub on the host's loopback.
     let forwarders = servers.into_iter().filter(|ip| !ip.is_loopback()).map(|ip| match ip {
@@ -201,7 +168,7 @@ pub async fn start(config: &Config) -> anyhow::Result<App> {
             BackendKind::Vmnet => DefaultKind::Vmnet,
         },
     };
-    Ok(App::start(store, identity, boot, parts).await?)
+    Ok(App::start(store, system_id, boot, parts).await?)
 }
 
 /// Ends the helper machine of an engine whose arca-netd does not run, and undoes what it changed on the host.
@@ -210,9 +177,7 @@ pub async fn start(config: &Config) -> anyhow::Result<App> {
 /// If arca-netd still runs, or what could not be undone.
 pub async fn stop_helper(config: &Config) -> anyhow::Result<()> {
     let store = open_store(config)?;
-    let range = Ipv4Net::new(config.uplink_range.network, config.uplink_range.length)?;
-    let identity = Identity::load(&store, range).await?;
-    let machine = HelperMachine::new(config, &identity.system_id, identity.uplink)?;
+    let machine = HelperMachine::new(config, &system_id(&store).await?, store).await?;
     machine.adopt().await?;
     Ok(machine.down().await?)
 }

@@ -12,14 +12,21 @@ mod platform;
 #[path = "hostnet/other.rs"]
 mod platform;
 
-/// Ranges that no network may get: routes (not the default one) except those over `own`, and nameservers.
+/// Ranges that no network may get: routes (not the default one) except those over the interface `own`, and nameservers.
 #[must_use]
-pub fn taken(own: &str) -> Vec<Ipv4Net> {
+pub fn taken(own: Option<&str>) -> Vec<Ipv4Net> {
     let servers = nameservers().into_iter().filter_map(|server| match server {
         IpAddr::V4(address) if !address.is_loopback() => Some(Ipv4Net::from(address)),
         _ => None,
     });
-    platform::routes(own).into_iter().chain(servers).collect()
+    let routes = platform::routes().into_iter().filter(|(interface, _)| own != Some(interface.as_str()));
+    routes.map(|(_, net)| net).chain(servers).collect()
+}
+
+/// Routes with a prefix over one interface.
+#[must_use]
+pub fn routes_over(interface: &str) -> Vec<Ipv4Net> {
+    platform::routes().into_iter().filter(|(over, _)| over == interface).map(|(_, net)| net).collect()
 }
 
 /// The host's nameservers. Where a local stub (127.0.0.53) hides the real ones, systemd-resolved's own list is read.

@@ -9,7 +9,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use arca_netd::helper::{Uplink, host};
+use arca_netd::helper::{Uplink, host, uplink::Names};
 
 const INSIDE: &str = "ARCA_TEST_INSIDE";
 
@@ -82,30 +82,73 @@ fn the_uplink_is_made_once_and_undone_without_a_trace() {
         let before = (text("ip", &["-o", "link"]), text("nft", &["list", "ruleset"]));
         assert_eq!(text("cat", &["/proc/sys/net/ipv4/ip_forward"]), "0\n");
         let uplink = Uplink::choose("192.168.127.0/24".parse().unwrap(), &[]).unwrap();
+        let names = Names::of("0123abcd");
         let helper = Helper::start();
-        host::connect(uplink, &helper.netns(), false).await.unwrap();
-        let made =
-            || (text("ip", &["-o", "addr", "show", "arca-up0"]), text("nft", &["list", "ruleset"]), helper.links());
+        assert!(host::connect(&names, uplink, &helper.netns(), false).await.unwrap());
+        let made = || {
+            let addresses = text("ip", &["-o", "addr", "show", "arca-0123abcd"]);
+            (addresses, text("ip", &["route"]), text("nft", &["list", "ruleset"]), helper.links())
+        };
         let first = made();
         assert!(first.0.contains("192.168.127.1/29"), "{}", first.0);
-        assert!(text("ip", &["-o", "link", "show", "arca-up0"]).contains(",UP"));
-        assert!(first.1.contains("ip saddr 192.168.127.0/29 oifname != \"arca-up0\" masquerade"), "{}", first.1);
-        assert!(first.2.contains("up0@"), "{}", first.2);
+        assert!(first.1.contains("192.168.127.0/29 dev arca-0123abcd"), "{}", first.1);
+        assert!(text("ip", &["-o", "link", "show", "arca-0123abcd"]).contains(",UP"));
+        assert!(first.2.contains("ip saddr 192.168.127.0/29 oifname != \"arca-0123abcd\" masquerade"), "{}", first.2);
+        assert!(first.3.contains("up0@"), "{}", first.3);
         assert_eq!(text("cat", &["/proc/sys/net/ipv4/ip_forward"]), "1\n");
 
         // Adopting a running helper makes it all again.
-        host::connect(uplink, &helper.netns(), true).await.unwrap();
+        assert!(host::connect(&names, uplink, &helper.netns(), true).await.unwrap());
         assert_eq!(made(), first);
 
         // A helper that died took its end along; the next one gets a new pair.
         drop(helper);
         let helper = Helper::start();
-        host::connect(uplink, &helper.netns(), false).await.unwrap();
+        assert!(host::connect(&names, uplink, &helper.netns(), false).await.unwrap());
         assert!(helper.links().contains("up0@"));
 
-        host::disconnect().await.unwrap();
+        host::disconnect(&names).await.unwrap();
         assert_eq!((text("ip", &["-o", "link"]), text("nft", &["list", "ruleset"])), before);
         assert_eq!(text("cat", &["/proc/sys/net/ipv4/ip_forward"]), "0\n");
-        host::disconnect().await.unwrap();
+        host::disconnect(&names).await.unwrap();
+    });
+}
+
+#[test]
+fn engines_side_by_side_keep_apart_and_share_forwarding() {
+    if !inside("engines_side_by_side_keep_apart_and_share_forwarding") {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let range = "192.168.127.0/24".parse().unwrap();
+        let (one, two) = (Names::of("00000001"), Names::of("00000002"));
+        let (first, second) = (Helper::start(), Helper::start());
+        let uplink = Uplink::choose(range, &[]).unwrap();
+        // Both chose the same network, as when they start at the same moment: the route decides.
+        let (a, b) = (first.netns(), second.netns());
+        let both = tokio::join!(host::connect(&one, uplink, &a, false), host::connect(&two, uplink, &b, false));
+        let both = [both.0.unwrap(), both.1.unwrap()];
+        assert!(both.contains(&true) && both.contains(&false), "{both:?}");
+        let ((winner, loser), netns) = if both[0] { ((&one, &two), &b) } else { ((&two, &one), &a) };
+        assert!(!text("ip", &["-o", "link"]).contains(&loser.interface), "the loser left nothing");
+        let other = Uplink::choose(range, &[uplink.net()]).unwrap();
+        assert!(host::connect(loser, other, netns, false).await.unwrap());
+
+        // Whoever stops first leaves the other all it needs.
+        let forwarding = || text("cat", &["/proc/sys/net/ipv4/ip_forward"]);
+        assert_eq!(forwarding(), "1\n");
+        host::disconnect(winner).await.unwrap();
+        assert_eq!(forwarding(), "1\n");
+        assert_eq!(text("nft", &["list", "tables"]), format!("table ip {}\n", loser.table));
+        assert!(text("ip", &["route"]).contains(&format!("192.168.127.8/29 dev {}", loser.interface)));
+        host::disconnect(loser).await.unwrap();
+        assert_eq!((forwarding(), text("nft", &["list", "ruleset"])), ("0\n".into(), String::new()));
+
+        // Forwarding that was on before anybody came stays on.
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+        assert!(host::connect(&one, uplink, &a, false).await.unwrap());
+        host::disconnect(&one).await.unwrap();
+        assert_eq!(forwarding(), "1\n");
     });
 }

@@ -1,24 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Wires the daemon together, in the order in which its parts must stand.
 
-use std::path::Path;
-
-use arca_daemon::{serve, shutdown::Shutdown};
+use arca_daemon::{paths::Paths, serve, shutdown::Shutdown};
 use arca_proto::relay::v1::relay_server::RelayServer;
 use tonic::service::Routes;
 
 use crate::{links::Links, publish::Publisher, service::Service};
 
-/// Serves on `socket` until `shutdown`. Links and listeners end with it.
+/// Serves the engine whose paths these are until `shutdown`. Links and listeners end with it.
 ///
 /// # Errors
 /// The socket is taken or cannot be made.
-pub async fn run(socket: &Path, shutdown: Shutdown) -> anyhow::Result<()> {
-    let listener = serve::bind_daemon_socket(socket)?;
+pub async fn run(paths: &Paths, shutdown: Shutdown) -> anyhow::Result<()> {
+    let listener = serve::bind_daemon_socket(&paths.relayd_socket())?;
     let links = Links::new();
-    let publisher = Publisher::new(links.helper());
+    let publisher = Publisher::new(links.helper(), &paths.tag());
     let service = Service::new(links, publisher, shutdown.clone());
-    tracing::info!(socket = %socket.display(), "serving");
+    tracing::info!(socket = %paths.relayd_socket().display(), "serving");
     let routes = Routes::new(RelayServer::from_arc(service.clone()));
     serve::serve(listener, routes, &["arca.relay.v1.Relay"], shutdown).await?;
     service.close().await;

@@ -51,7 +51,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
             let config = arguments.common.load_and_log()?;
             let served = runtime.block_on(async {
                 let (_trigger, shutdown) = Shutdown::on_signals().context("set signal handlers")?;
-                crate::app::run(&config.paths.relayd_socket(), shutdown).await
+                crate::app::run(&config.paths, shutdown).await
             });
             // What is still open ends with the process.
             runtime.shutdown_background();

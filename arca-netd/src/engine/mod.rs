@@ -22,7 +22,7 @@ use tokio::sync::broadcast;
 use crate::{
     backend::Backends,
     error::{Error, Result},
-    helper::{Helper, uplink},
+    helper::Helper,
     hostnet,
     model::{Kind, MachineId, Network, NetworkId, Phase, Spec, WorkloadId},
     peers::{agent::Agent, relay::Relay},
@@ -208,7 +208,7 @@ impl Engine {
     pub async fn create_network(self: &Arc<Self>, spec: Spec) -> Result<NetworkId> {
         let engine = Arc::clone(self);
         detached(async move {
-            let context = engine.context(hostnet::taken(uplink::HOST_INTERFACE))?;
+            let context = engine.context(hostnet::taken(None))?;
             let network = engine
                 .store
                 .update(move |draft| {

@@ -1,141 +1,245 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the engine changes in its own network namespace for a namespace helper: a veth to the helper's uplink,
-//! forwarding, and the nftables table `arca`. Making it twice changes nothing; [`disconnect`] takes it back.
+//! forwarding, and an nftables table. Making it twice changes nothing; [`disconnect`] takes it back.
+//!
+//! Several engines may share the namespace. Each has interface and table by its own [`Names`]. The route to an uplink
+//! network is what claims it: the kernel gives it to one of two who ask at the same moment. Forwarding belongs to all: who
+//! switched it on marks its table, and who stops while another engine's table is there hands the mark over.
 
-use std::{fs::File, io, net::IpAddr, os::fd::AsRawFd as _, path::Path, process::Stdio};
+use std::{fs::File, io, net::IpAddr, net::Ipv4Addr, os::fd::AsRawFd as _, path::Path, process::Stdio};
 
 use futures_util::TryStreamExt as _;
 use rtnetlink::{
-    Handle, LinkUnspec, LinkVeth,
-    packet_route::link::{LinkFlags, LinkMessage},
+    Handle, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    packet_route::{
+        address::{AddressAttribute, AddressFlags},
+        link::{LinkFlags, LinkMessage},
+        route::{RouteProtocol, RouteScope},
+    },
 };
 use tokio::{io::AsyncWriteExt as _, process::Command};
 
 use super::{
     Uplink,
-    uplink::{HELPER_INTERFACE, HOST_INTERFACE},
+    uplink::{HELPER_INTERFACE, Names},
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    hostnet,
+};
 
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 /// A chain without a hook that says that forwarding was off before: it lives exactly as long as what it describes.
 const WAS_OFF: &str = "forwarding-was-off";
 
 /// Connects the host with the helper in `netns`. An uplink that is there is kept if the helper was `adopted`; otherwise
-/// it leads to one that died, whose namespace the kernel may only be about to take away.
+/// it leads to one that died, whose namespace the kernel may only be about to take away. `false`: another has this uplink
+/// network meanwhile; nothing was made.
 ///
 /// # Errors
 /// Names the piece that could not be made, and what is probably missing.
-pub async fn connect(uplink: Uplink, netns: &Path, adopted: bool) -> Result<()> {
-    let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::io("open a netlink socket"))?;
-    let netlink = tokio::spawn(connection);
-    let made = veth(&handle, uplink, netns, adopted).await;
-    netlink.abort();
-    made?;
-    nft(&rules(uplink)).await?;
-    forward().await
+pub async fn connect(names: &Names, uplink: Uplink, netns: &Path, adopted: bool) -> Result<bool> {
+    let host = Host::open(names)?;
+    if !host.veth(uplink, netns, adopted).await? {
+        return Ok(false);
+    }
+    nft(&rules(names, uplink)).await?;
+    forward(names).await.map(|()| true)
 }
 
 /// Undoes [`connect`], as far as there is something to undo.
 ///
 /// # Errors
 /// The last piece that could not be removed; the others are gone.
-pub async fn disconnect() -> Result<()> {
-    let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::io("open a netlink socket"))?;
-    let netlink = tokio::spawn(connection);
-    let link = remove(&handle, HOST_INTERFACE).await;
-    netlink.abort();
-    if nft(&format!("list chain ip arca {WAS_OFF}\n")).await.is_ok() {
-        tokio::fs::write(FORWARDING, "0").await.map_err(Error::io("switch IPv4 forwarding off again"))?;
-    }
-    // `add` first: deleting a table that is not there is an error.
-    nft("add table ip arca\ndelete table ip arca\n").await.and(link)
-}
-
-fn refused(what: &str, error: &rtnetlink::Error) -> Error {
-    Error::Failed(format!("{what} (interface {HOST_INTERFACE}): {error} (are root and CAP_NET_ADMIN there?)"))
-}
-
-async fn find(handle: &Handle, name: &str) -> Result<Option<LinkMessage>> {
-    match handle.link().get().match_name(name.to_owned()).execute().try_next().await {
-        Ok(link) => Ok(link),
-        Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == -nix::libc::ENODEV => Ok(None),
-        Err(error) => Err(refused("look for the uplink", &error)),
-    }
-}
-
-/// Removes an interface; one that is not there, or just went by itself, is gone as wanted.
-async fn remove(handle: &Handle, name: &str) -> Result<()> {
-    let Some(link) = find(handle, name).await? else { return Ok(()) };
-    match handle.link().del(link.header.index).execute().await {
-        Ok(()) => Ok(()),
-        Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == -nix::libc::ENODEV => Ok(()),
-        Err(error) => Err(refused("remove the uplink", &error)),
-    }
-}
-
-async fn veth(handle: &Handle, uplink: Uplink, netns: &Path, adopted: bool) -> Result<()> {
-    let netns = File::open(netns).map_err(Error::io("open the helper's network namespace"))?;
-    // The inner end never left this namespace if an earlier attempt broke off in between.
-    remove(handle, HELPER_INTERFACE).await?;
-    if !adopted {
-        remove(handle, HOST_INTERFACE).await?;
-    }
-    let link = match find(handle, HOST_INTERFACE).await? {
-        Some(link) => link,
-        None => {
-            let pair = LinkVeth::new(HOST_INTERFACE, HELPER_INTERFACE).build();
-            handle.link().add(pair).execute().await.map_err(|e| refused("make the uplink", &e))?;
-            let inner = LinkUnspec::new_with_name(HELPER_INTERFACE).setns_by_fd(netns.as_raw_fd()).build();
-            if let Err(error) = handle.link().set(inner).execute().await {
-                let error = refused("move the uplink into the helper", &error);
-                // The error to tell is the first one.
-                return remove(handle, HOST_INTERFACE).await.and(Err(error));
-            }
-            let made = find(handle, HOST_INTERFACE).await?;
-            made.ok_or_else(|| Error::Failed(format!("interface {HOST_INTERFACE} vanished right after it was made")))?
-        }
+pub async fn disconnect(names: &Names) -> Result<()> {
+    let link = match Host::open(names) {
+        Ok(host) => host.remove(&names.interface).await,
+        Err(error) => Err(error),
     };
-    let index = link.header.index;
-    let address = handle.address().add(index, IpAddr::V4(uplink.host()), uplink.net().prefix_len()).execute().await;
-    match address {
-        Ok(()) => {}
-        Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == -nix::libc::EEXIST => {}
-        Err(error) => return Err(refused("give the uplink its address", &error)),
-    }
-    if link.header.flags.contains(LinkFlags::Up) {
-        return Ok(());
-    }
-    let up = LinkUnspec::new_with_index(index).up().build();
-    handle.link().set(up).execute().await.map_err(|e| refused("bring the uplink up", &e))
+    drop_table(names).await.and(link)
 }
 
-/// Flushing and filling own chains in one transaction; arca-relayd's chains in the same table are left alone.
-fn rules(uplink: Uplink) -> String {
-    let net = uplink.net();
+/// The host's side, over a netlink socket of its own.
+struct Host<'a> {
+    names: &'a Names,
+    handle: Handle,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Host<'_> {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Turns one errno into a value, for what is as wanted already.
+fn unless<T>(errno: i32, value: T, result: std::result::Result<T, rtnetlink::Error>) -> Outcome<T> {
+    match result {
+        Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == -errno => Ok(value),
+        other => other,
+    }
+}
+
+type Outcome<T> = std::result::Result<T, rtnetlink::Error>;
+
+impl<'a> Host<'a> {
+    fn open(names: &'a Names) -> Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::io("open a netlink socket"))?;
+        Ok(Self { names, handle, task: tokio::spawn(connection) })
+    }
+
+    fn refused(&self, what: &'static str) -> impl FnOnce(rtnetlink::Error) -> Error {
+        let name = self.names.interface.clone();
+        move |error| Error::Failed(format!("{what} (interface {name}): {error} (are root and CAP_NET_ADMIN there?)"))
+    }
+
+    async fn find(&self, name: &str) -> Result<Option<LinkMessage>> {
+        let found = self.handle.link().get().match_name(name.to_owned()).execute().try_next().await;
+        unless(nix::libc::ENODEV, None, found).map_err(self.refused("look for the uplink"))
+    }
+
+    /// Removes an interface; one that is not there, or just went by itself, is gone as wanted.
+    async fn remove(&self, name: &str) -> Result<()> {
+        let Some(link) = self.find(name).await? else { return Ok(()) };
+        let removed = self.handle.link().del(link.header.index).execute().await;
+        unless(nix::libc::ENODEV, (), removed).map_err(self.refused("remove the uplink"))
+    }
+
+    async fn veth(&self, uplink: Uplink, netns: &Path, adopted: bool) -> Result<bool> {
+        let netns = File::open(netns).map_err(Error::io("open the helper's network namespace"))?;
+        let name = &self.names.interface;
+        if !adopted {
+            self.remove(name).await?;
+        }
+        let link = match self.find(name).await? {
+            Some(link) => link,
+            None => self.pair(&netns).await?,
+        };
+        match self.claim(&link, uplink).await {
+            Ok(true) => Ok(true),
+            // The error to tell is the first one.
+            other if !adopted => self.remove(name).await.and(other),
+            other => other,
+        }
+    }
+
+    async fn pair(&self, netns: &File) -> Result<LinkMessage> {
+        let name = &self.names.interface;
+        // A name of this engine's also for the moment before the inner end gets its own in the helper. If an earlier
+        // attempt broke off there, it went with the outer end.
+        let inner = format!("{name}p");
+        let pair = LinkVeth::new(name, &inner).build();
+        self.handle.link().add(pair).execute().await.map_err(self.refused("make the uplink"))?;
+        let moved = match self.find(&inner).await? {
+            Some(link) => {
+                let there = LinkUnspec::new_with_index(link.header.index).name(HELPER_INTERFACE.to_owned());
+                let there = there.setns_by_fd(netns.as_raw_fd()).build();
+                self.handle.link().set(there).execute().await.map_err(self.refused("move the uplink into the helper"))
+            }
+            None => Err(Error::Failed(format!("interface {inner} vanished right after it was made"))),
+        };
+        if let Err(error) = moved {
+            return self.remove(name).await.and(Err(error));
+        }
+        let made = self.find(name).await?;
+        made.ok_or_else(|| Error::Failed(format!("interface {name} vanished right after it was made")))
+    }
+
+    /// Brings the interface up with its address, and claims the network by a route. `false`: it is another's.
+    async fn claim(&self, link: &LinkMessage, uplink: Uplink) -> Result<bool> {
+        let (index, net) = (link.header.index, uplink.net());
+        if !link.header.flags.contains(LinkFlags::Up) {
+            let up = LinkUnspec::new_with_index(index).up().build();
+            self.handle.link().set(up).execute().await.map_err(self.refused("bring the uplink up"))?;
+        }
+        if !hostnet::routes_over(&self.names.interface).contains(&net) {
+            let route = RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(net.network(), net.prefix_len())
+                .output_interface(index)
+                .protocol(RouteProtocol::Kernel)
+                .scope(RouteScope::Link)
+                .build();
+            // Exclusive: refused if there is a route to the same network, over whichever interface.
+            let claimed = self.handle.route().add(route).execute().await.map(|()| true);
+            if !unless(nix::libc::EEXIST, false, claimed).map_err(self.refused("claim the uplink network"))? {
+                return Ok(false);
+            }
+        }
+        let mut address = self.handle.address().add(index, IpAddr::V4(uplink.host()), net.prefix_len());
+        // The route is there already.
+        address.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Noprefixroute));
+        let given = address.execute().await;
+        unless(nix::libc::EEXIST, (), given).map_err(self.refused("give the uplink its address"))?;
+        Ok(true)
+    }
+}
+
+/// Flushing and filling the chain in one transaction.
+fn rules(names: &Names, uplink: Uplink) -> String {
+    let (net, Names { interface, table }) = (uplink.net(), names);
     format!(
-        "add table ip arca\n\
-         add chain ip arca uplink {{ type nat hook postrouting priority srcnat; }}\n\
-         flush chain ip arca uplink\n\
-         add rule ip arca uplink ip saddr {net} oifname != \"{HOST_INTERFACE}\" masquerade\n"
+        "add table ip {table}\n\
+         add chain ip {table} uplink {{ type nat hook postrouting priority srcnat; }}\n\
+         flush chain ip {table} uplink\n\
+         add rule ip {table} uplink ip saddr {net} oifname != \"{interface}\" masquerade\n"
     )
 }
 
-async fn forward() -> Result<()> {
+async fn forward(names: &Names) -> Result<()> {
     let now = tokio::fs::read_to_string(FORWARDING).await.map_err(Error::io("read IPv4 forwarding"))?;
     if now.trim() == "1" {
         return Ok(());
     }
-    nft(&format!("add chain ip arca {WAS_OFF}\n")).await?;
+    nft(&format!("add chain ip {} {WAS_OFF}\n", names.table)).await?;
     tokio::fs::write(FORWARDING, "1").await.map_err(Error::io("switch IPv4 forwarding on"))
 }
 
-async fn nft(script: &str) -> Result<()> {
+/// Removes the table and, if it has the mark, switches forwarding off or hands the mark over.
+async fn drop_table(names: &Names) -> Result<()> {
+    // `add` first: deleting a table that is not there is an error.
+    let own = format!("add table ip {0}\ndelete table ip {0}\n", names.table);
+    if nft(&format!("list chain ip {} {WAS_OFF}\n", names.table)).await.is_err() {
+        return nft(&own).await.map(drop);
+    }
+    let mut refused = None;
+    // Another engine's table may go while the mark is on its way; then the transaction fails as a whole.
+    for _ in 0..4 {
+        let Some(heir) = other_tables(names).await?.into_iter().next() else {
+            nft(&own).await?;
+            tokio::fs::write(FORWARDING, "0").await.map_err(Error::io("switch IPv4 forwarding off again"))?;
+            // One that began just before this needs forwarding, and found it on.
+            return match other_tables(names).await?.first() {
+                Some(heir) => {
+                    nft(&format!("add chain ip {heir} {WAS_OFF}\n")).await?;
+                    tokio::fs::write(FORWARDING, "1").await.map_err(Error::io("switch IPv4 forwarding on"))
+                }
+                None => Ok(()),
+            };
+        };
+        match nft(&format!("add chain ip {heir} {WAS_OFF}\n{own}")).await {
+            Ok(_) => return Ok(()),
+            Err(error) => refused = Some(error),
+        }
+    }
+    Err(refused.unwrap_or_else(|| Error::Failed("hand IPv4 forwarding over to another engine".into())))
+}
+
+/// Tables of other engines: `arca_` and a tag.
+async fn other_tables(names: &Names) -> Result<Vec<String>> {
+    let is_tag = |tag: &str| tag.len() == 8 && tag.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let listed = nft("list tables ip\n").await?;
+    let tables = listed.lines().filter_map(|line| line.trim().strip_prefix("table ip "));
+    let engines = tables.filter(|table| table.strip_prefix("arca_").is_some_and(is_tag) && *table != names.table);
+    Ok(engines.map(str::to_owned).collect())
+}
+
+/// Runs a script in one transaction; gives what it listed.
+async fn nft(script: &str) -> Result<String> {
     let run = async {
         let mut child = Command::new("nft")
             .args(["-f", "-"])
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()?;
@@ -145,7 +249,7 @@ async fn nft(script: &str) -> Result<()> {
         child.wait_with_output().await
     };
     match run.await {
-        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
         Ok(output) => {
             let text = String::from_utf8_lossy(&output.stderr);
             Err(Error::Failed(format!("nftables refused a rule: {}", text.lines().next().unwrap_or("no reason given"))))

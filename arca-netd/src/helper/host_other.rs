@@ -3,17 +3,17 @@
 
 use std::path::Path;
 
-use super::Uplink;
+use super::{Uplink, uplink::Names};
 use crate::error::{Error, Result};
 
 /// # Errors
 /// Always: there is no network namespace to connect.
-pub async fn connect(_uplink: Uplink, _netns: &Path, _adopted: bool) -> Result<()> {
+pub async fn connect(_names: &Names, _uplink: Uplink, _netns: &Path, _adopted: bool) -> Result<bool> {
     Err(Error::Unsupported("a helper in a network namespace is not supported on this platform".into()))
 }
 
 /// # Errors
 /// Never.
-pub async fn disconnect() -> Result<()> {
+pub async fn disconnect(_names: &Names) -> Result<()> {
     Ok(())
 }

@@ -1,18 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The real helper machine, through arca-machine.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Mutex as Cell, PoisonError},
+    time::Duration,
+};
 
 use arca_daemon::config::Config;
 use arca_machine::{Adoption, HelperSpec, Kind, Machine, Machines};
 use async_trait::async_trait;
+use ipnet::Ipv4Net;
 use tokio::sync::Mutex;
 
-use super::{Boot, Booted, Uplink, host};
-use crate::error::{Error, Result};
+use super::{Boot, Booted, Uplink, host, uplink::Names};
+use crate::{
+    error::{Error, Result},
+    store::Store,
+};
 
 /// How long the helper may take to stop by itself.
 const GRACE: Duration = Duration::from_secs(5);
+/// Uplink networks tried in one start: as many engines may start at the same moment.
+const CHOICES: u32 = 8;
 /// From spawn to READY. A TCG virtual machine on a busy host is the slowest case.
 const READY: Duration = Duration::from_secs(30);
 
@@ -21,7 +31,11 @@ const READY: Duration = Duration::from_secs(30);
 pub struct HelperMachine {
     machines: Machines,
     spec: HelperSpec,
-    uplink: Uplink,
+    store: Store,
+    /// Where uplink networks come from.
+    range: Ipv4Net,
+    names: Names,
+    uplink: Cell<Uplink>,
     running: Mutex<Option<Machine>>,
 }
 
@@ -29,8 +43,12 @@ impl HelperMachine {
     /// As the configuration says.
     ///
     /// # Errors
-    /// If this platform cannot make machines.
-    pub fn new(config: &Config, system_id: &str, uplink: Uplink) -> Result<Self> {
+    /// If this platform cannot make machines, or the uplink range has no room.
+    pub async fn new(config: &Config, system_id: &str, store: Store) -> Result<Self> {
+        let range = Ipv4Net::new(config.uplink_range.network, config.uplink_range.length)
+            .map_err(|error| Error::Invalid(format!("uplinkRange: {error}")))?;
+        let names = Names::of(&config.paths.tag());
+        let uplink = Cell::new(Uplink::load(&store, range, &names).await?);
         let machines = Machines::new(Kind::Namespace).map_err(failed)?;
         let data = config.paths.helper_data();
         let spec = HelperSpec {
@@ -44,7 +62,7 @@ impl HelperMachine {
             log_level: config.log_level.clone(),
             ready_timeout: READY,
         };
-        Ok(Self { machines, spec, uplink, running: Mutex::new(None) })
+        Ok(Self { machines, spec, store, range, names, uplink, running: Mutex::new(None) })
     }
 
     /// Takes hold of a machine that runs, without launching one; for ending it.
@@ -78,6 +96,20 @@ impl HelperMachine {
         Ok((self.machines.launch_helper(&self.spec).await.map_err(failed)?, false))
     }
 
+    /// Makes the uplink; one that another engine took at the same moment is changed for the next free one.
+    async fn connect(&self, machine: &Machine, adopted: bool) -> Result<()> {
+        let netns = Self::netns(machine)?;
+        for _ in 0..CHOICES {
+            if host::connect(&self.names, self.uplink(), &netns, adopted).await? {
+                return Ok(());
+            }
+            let next = Uplink::load(&self.store, self.range, &self.names).await?;
+            tracing::warn!(taken = %self.uplink().net(), next = %next.net(), "the uplink network is another engine's now");
+            *self.uplink.lock().unwrap_or_else(PoisonError::into_inner) = next;
+        }
+        Err(Error::Failed(format!("no uplink network of {} could be claimed {CHOICES} times in a row", self.range)))
+    }
+
     fn netns(machine: &Machine) -> Result<PathBuf> {
         machine.netns_path().ok_or_else(|| Error::Failed("the helper machine has no network namespace here".into()))
     }
@@ -99,7 +131,7 @@ fn failed(error: arca_machine::MachineError) -> Error {
 impl Boot for HelperMachine {
     async fn up(&self) -> Result<Booted> {
         let (machine, adopted) = self.adopt_or_launch().await?;
-        if let Err(error) = host::connect(self.uplink, &Self::netns(&machine)?, adopted).await {
+        if let Err(error) = self.connect(&machine, adopted).await {
             if !adopted && let Err(worse) = machine.destroy(GRACE).await {
                 tracing::warn!(error = %failed(worse), "helper machine without uplink could not be ended");
             }
@@ -124,7 +156,11 @@ impl Boot for HelperMachine {
             Some(machine) => machine.destroy(GRACE).await.map_err(failed),
             None => Ok(()),
         };
-        host::disconnect().await.and(ended)
+        host::disconnect(&self.names).await.and(ended)
+    }
+
+    fn uplink(&self) -> Uplink {
+        *self.uplink.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_on_this_kernel(&self) -> bool {

@@ -54,6 +54,8 @@ pub trait Boot: Send + Sync + std::fmt::Debug {
     async fn ended(&self);
     /// Ends it and undoes what `up` changed on the host.
     async fn down(&self) -> Result<()>;
+    /// The uplink network. It may change while `up` runs, if another engine took it meanwhile.
+    fn uplink(&self) -> Uplink;
     /// Whether the helper's uplink is on this kernel, so that nftables can redirect to it.
     fn is_on_this_kernel(&self) -> bool;
 }
@@ -78,7 +80,6 @@ enum State {
 #[derive(Debug)]
 pub struct Helper {
     boot: Arc<dyn Boot>,
-    uplink: Uplink,
     system_id: String,
     forwarders: Vec<String>,
     state: watch::Sender<State>,
@@ -92,13 +93,12 @@ pub struct Helper {
 impl Helper {
     /// A handle; nothing happens before [`Helper::run`].
     #[must_use]
-    pub fn new(boot: Arc<dyn Boot>, uplink: Uplink, system_id: String, forwarders: Vec<String>) -> Self {
+    pub fn new(boot: Arc<dyn Boot>, system_id: String, forwarders: Vec<String>) -> Self {
         let (stop, stops) = mpsc::channel(1);
         Self {
             stop,
             stops: Mutex::new(stops),
             boot,
-            uplink,
             system_id,
             forwarders,
             state: watch::Sender::new(State::Starting),
@@ -107,10 +107,10 @@ impl Helper {
         }
     }
 
-    /// The uplink network.
+    /// See [`Boot::uplink`].
     #[must_use]
     pub fn uplink(&self) -> Uplink {
-        self.uplink
+        self.boot.uplink()
     }
 
     /// See [`Boot::is_on_this_kernel`].
@@ -173,12 +173,13 @@ impl Helper {
     }
 
     fn up(&self, booted: Booted, since: Instant) -> HelperUp {
+        let uplink = self.uplink();
         let configure = ConfigureRequest {
             system_id: self.system_id.clone(),
             uplink_interface: uplink::HELPER_INTERFACE.into(),
-            router_address: self.uplink.with_length(self.uplink.router()),
-            next_hop: self.uplink.host().to_string(),
-            resolver_address: self.uplink.with_length(self.uplink.resolver()),
+            router_address: uplink.with_length(uplink.router()),
+            next_hop: uplink.host().to_string(),
+            resolver_address: uplink.with_length(uplink.resolver()),
             forwarders: self.forwarders.clone(),
         };
         HelperUp { address: booted.address, configure, since, adopted: booted.adopted }

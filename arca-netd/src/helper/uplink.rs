@@ -6,13 +6,33 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use crate::pools;
+use crate::{
+    error::{Error, Result},
+    hostnet, pools,
+    store::Store,
+};
 
-/// Host end of the veth.
-pub const HOST_INTERFACE: &str = "arca-up0";
+/// What an engine makes in its host's network namespace, named so that several engines do not meet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Names {
+    /// Host end of the veth: 13 of the 15 bytes a name may have.
+    pub interface: String,
+    /// nftables table, family `ip`.
+    pub table: String,
+}
+
+impl Names {
+    /// Those of the engine whose [`arca_daemon::paths::Paths::tag`] this is.
+    #[must_use]
+    pub fn of(tag: &str) -> Self {
+        Self { interface: format!("arca-{tag}"), table: format!("arca_{tag}") }
+    }
+}
+
 /// Helper end of it.
 pub const HELPER_INTERFACE: &str = "up0";
 const LENGTH: u8 = 29;
+const KEY: &str = "uplink";
 
 /// `.1` host, `.2` OVN's gateway router, `.3` resolver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +45,33 @@ impl Uplink {
     pub fn choose(range: Ipv4Net, taken: &[Ipv4Net]) -> Option<Self> {
         let pool = pools::AddressPool::new(range, LENGTH).ok()?;
         pools::first_free(&[pool], taken).map(Self)
+    }
+
+    /// The stored one, as long as it lies in the configured `range` and is this engine's own or free; else the first free
+    /// /29, stored.
+    ///
+    /// # Errors
+    /// If the range has no room beside the host's routes, or the store fails.
+    pub async fn load(store: &Store, range: Ipv4Net, names: &Names) -> Result<Self> {
+        let own = hostnet::routes_over(&names.interface);
+        let host = hostnet::taken(Some(&names.interface));
+        store
+            .update(move |draft| {
+                let kept = draft.meta.get(KEY).and_then(|text| text.parse::<Ipv4Net>().ok());
+                let is_free = |net: &Ipv4Net| !host.iter().any(|other| pools::overlap(other, net));
+                let kept = kept.filter(|net| range.contains(net) && (own.contains(net) || is_free(net)));
+                if let Some(uplink) = kept.and_then(|net| Self::choose(net, &[])) {
+                    return Ok(uplink);
+                }
+                let networks = draft.networks.values().filter_map(|network| network.v4.as_ref());
+                let taken: Vec<_> = networks.map(|v4| v4.subnet).chain(host.iter().copied()).collect();
+                let uplink = Self::choose(range, &taken).ok_or_else(|| {
+                    Error::Failed(format!("uplinkRange {range} has no free /29 beside the host's routes"))
+                })?;
+                draft.put_meta(KEY, uplink.net().to_string());
+                Ok(uplink)
+            })
+            .await
     }
 
     /// The network.

@@ -4,6 +4,6 @@
 use ipnet::Ipv4Net;
 
 /// None.
-pub(super) fn routes(_own: &str) -> Vec<Ipv4Net> {
+pub(super) fn routes() -> Vec<(String, Ipv4Net)> {
     Vec::new()
 }

@@ -11,7 +11,7 @@
 //!                      ├─ bind       sockets, and why there is none
 //!                      ├─ tcp        one task a connection: two copies, half-close carried
 //!                      ├─ udp        one task a client, ended by silence
-//!                      └─ redirect   nftables table arca_publish, for off-host clients
+//!                      └─ redirect   nftables table arca_publish_TAG, for off-host clients
 //! ```
 //!
 //! The host must have a route to the VIP, which it has to the uplink of a helper machine that is a namespace. For one
@@ -51,7 +51,7 @@ pub struct Publisher {
     state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     publications: BTreeMap<String, Publication>,
     redirects: Redirects,
@@ -118,10 +118,11 @@ impl From<PublishError> for Status {
 }
 
 impl Publisher {
-    /// Nothing published. `helper` is where the helper machine is, once known.
+    /// Nothing published. `helper` is where the helper machine is, once known; `tag` the engine's.
     #[must_use]
-    pub fn new(helper: watch::Receiver<Option<Address>>) -> Self {
-        Self { helper, state: Mutex::default() }
+    pub fn new(helper: watch::Receiver<Option<Address>>, tag: &str) -> Self {
+        let state = State { publications: BTreeMap::new(), redirects: Redirects::new(tag) };
+        Self { helper, state: Mutex::new(state) }
     }
 
     /// Binds the host port and serves it. The same request again gives the same publication.

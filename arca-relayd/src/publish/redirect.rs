@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Off-host clients of published ports, redirected in the kernel so that the container sees their address.
 //!
-//! Table `ip arca_publish`, one rule a publication, made anew as a whole in one transaction at each change: there are no
+//! Table `ip arca_publish_TAG` (the engine's tag: several may share a host), one rule a publication, made anew as a whole in one transaction at each change: there are no
 //! handles to keep and nothing half-done. A table left by a killed process is removed at start. Not redirected, and so
 //! served by the listener: this host's own clients, what comes back from the helper's uplink itself (its source is the
 //! VIP), loopback addresses, and IPv6 (the VIP is an IPv4 address).
@@ -20,13 +20,11 @@ use tokio::task::{JoinError, spawn_blocking};
 
 use super::wanted::Protocol;
 
-const TABLE: &str = "arca_publish";
-
 /// Why the rules could not be changed.
 #[derive(Debug, thiserror::Error)]
 pub enum RedirectError {
     /// nft failed.
-    #[error("change nftables table {TABLE} (is nft installed, with CAP_NET_ADMIN?)")]
+    #[error("change the nftables table of published ports (is nft installed, with CAP_NET_ADMIN?)")]
     Nft(#[from] NftablesError),
     /// The runtime is going down.
     #[error("interrupted")]
@@ -36,6 +34,8 @@ pub enum RedirectError {
 /// The publications that asked for the kernel way.
 #[derive(Debug)]
 pub(super) struct Redirects {
+    /// Name of the table.
+    table: String,
     wanted: BTreeMap<String, Wish>,
     /// Why no rule is in force at present.
     obstacle: Option<String>,
@@ -58,18 +58,17 @@ struct Rule {
     vip: SocketAddrV4,
 }
 
-impl Default for Redirects {
-    /// Removes what an earlier process left. Blocks for one run of nft.
-    fn default() -> Self {
-        if let Err(error) = remove_leftover() {
+impl Redirects {
+    /// For the engine with this tag. Removes what an earlier process of it left. Blocks for one run of nft.
+    pub(super) fn new(tag: &str) -> Self {
+        let table = format!("arca_publish_{tag}");
+        if let Err(error) = remove_leftover(&table) {
             // Without nft there is nothing to remove; what asks for the kernel way later is told why not.
             tracing::debug!("look for rules of an earlier process: {error}");
         }
-        Self { wanted: BTreeMap::new(), obstacle: None, present: false }
+        Self { table, wanted: BTreeMap::new(), obstacle: None, present: false }
     }
-}
 
-impl Redirects {
     /// Wants a rule for a publication. If it cannot be had, [`Redirects::way`] says so.
     pub(super) async fn add(&mut self, id: &str, protocol: Protocol, host: IpAddr, port: u16, vip: SocketAddrV4) {
         let wish = match host {
@@ -118,12 +117,13 @@ impl Redirects {
         if rules.is_empty() && !self.present {
             return Ok(());
         }
+        let table = self.table.clone();
         let done = spawn_blocking(move || {
             let obstacle = if rules.is_empty() { None } else { obstacle()? };
             if obstacle.is_some() {
                 rules.clear();
             }
-            apply_ruleset_raw(&ruleset(&rules).to_string(), DEFAULT_NFT, DEFAULT_ARGS)?;
+            apply_ruleset_raw(&ruleset(&table, &rules).to_string(), DEFAULT_NFT, DEFAULT_ARGS)?;
             Ok::<_, NftablesError>((obstacle, !rules.is_empty()))
         });
         let (obstacle, present) = done.await??;
@@ -137,10 +137,10 @@ impl Redirects {
     }
 }
 
-fn remove_leftover() -> Result<(), NftablesError> {
+fn remove_leftover(table: &str) -> Result<(), NftablesError> {
     let tables = objects(&["list", "tables"])?;
-    if tables.iter().any(|o| o["table"]["family"] == "ip" && o["table"]["name"] == TABLE) {
-        apply_ruleset_raw(&ruleset(&[]).to_string(), DEFAULT_NFT, DEFAULT_ARGS)?;
+    if tables.iter().any(|o| o["table"]["family"] == "ip" && o["table"]["name"] == table) {
+        apply_ruleset_raw(&ruleset(table, &[]).to_string(), DEFAULT_NFT, DEFAULT_ARGS)?;
     }
     Ok(())
 }
@@ -189,22 +189,22 @@ fn legacy_drops() -> bool {
 }
 
 /// One transaction: the table is made if missing, removed, and made anew with its rules.
-fn ruleset(rules: &[Rule]) -> Value {
-    let table = json!({"table": {"family": "ip", "name": TABLE}});
+fn ruleset(name: &str, rules: &[Rule]) -> Value {
+    let table = json!({"table": {"family": "ip", "name": name}});
     let mut commands = vec![json!({"add": table}), json!({"delete": table})];
     if !rules.is_empty() {
         commands.push(json!({"add": table}));
         commands.push(json!({"add": {"chain": {
-            "family": "ip", "table": TABLE, "name": "prerouting",
+            "family": "ip", "table": name, "name": "prerouting",
             "type": "nat", "hook": "prerouting", "prio": -100, "policy": "accept",
         }}}));
-        commands.extend(rules.iter().map(Rule::command));
+        commands.extend(rules.iter().map(|rule| rule.command(name)));
     }
     json!({"nftables": commands})
 }
 
 impl Rule {
-    fn command(&self) -> Value {
+    fn command(&self, table: &str) -> Value {
         let compare = |op: &str, left: Value, right: Value| json!({"match": {"op": op, "left": left, "right": right}});
         let field = |protocol: &str, name: &str| json!({"payload": {"protocol": protocol, "field": name}});
         let to_host = if self.host.is_unspecified() {
@@ -212,7 +212,7 @@ impl Rule {
         } else {
             compare("==", field("ip", "daddr"), json!(self.host))
         };
-        json!({"add": {"rule": {"family": "ip", "table": TABLE, "chain": "prerouting", "expr": [
+        json!({"add": {"rule": {"family": "ip", "table": table, "chain": "prerouting", "expr": [
             compare("!=", json!({"meta": {"key": "iifname"}}), json!("lo")),
             compare("!=", field("ip", "saddr"), json!(self.vip.ip())),
             to_host,

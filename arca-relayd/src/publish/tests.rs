@@ -20,7 +20,7 @@ const PATIENCE: Option<Duration> = Some(Duration::from_secs(5));
 
 fn publisher() -> Publisher {
     // The sender may go: what was last said stays.
-    Publisher::new(watch::channel(None).1)
+    Publisher::new(watch::channel(None).1, "0123abcd")
 }
 
 fn request(id: &str, protocol: P, host_ip: impl Into<IpAddr>, host_port: u16, vip: SocketAddr) -> PublishRequest {
@@ -308,7 +308,7 @@ fn udp_flows_end_by_silence_and_their_number_is_bounded() {
 fn a_helper_without_route_is_refused_and_bad_values_are_named() {
     in_namespace(|| async {
         let (sender, helper) = watch::channel(Some(Address::Vsock(7)));
-        let publisher = Publisher::new(helper);
+        let publisher = Publisher::new(helper, "0123abcd");
         let vip = SocketAddr::from((Ipv4Addr::LOCALHOST, 80));
         let wanted = request("a", P::Tcp, V4, 18_081, vip);
         assert_eq!(publisher.publish(wanted.clone()).await.unwrap_err().code(), Code::Unimplemented);
@@ -399,7 +399,7 @@ fn the_kernel_way_keeps_the_clients_address_and_gives_way_to_a_neighbours_firewa
         publisher.unpublish("other").await.unwrap();
         assert_eq!(from_outside(), "198.51.100.9 2 195");
         publisher.unpublish("dns").await.unwrap();
-        let rules = run("nft list table ip arca_publish");
+        let rules = run("nft list table ip arca_publish_0123abcd");
         assert!(rules.contains("dport 18081") && !rules.contains("18053"), "{rules}");
         publisher.unpublish("web").await.unwrap();
         assert_eq!(run("nft list tables"), "");
@@ -413,10 +413,10 @@ fn the_kernel_way_keeps_the_clients_address_and_gives_way_to_a_neighbours_firewa
 #[test]
 fn rules_of_a_killed_process_are_removed_at_start_and_others_are_not() {
     in_namespace(|| async {
-        run("nft 'add table ip arca_publish; add chain ip arca_publish prerouting; add table ip mine'");
+        run("nft 'add table ip arca_publish_0123abcd; add chain ip arca_publish_0123abcd prerouting; add table ip arca_publish_89ab4567'");
         let publisher = publisher();
-        assert_eq!(run("nft list tables"), "table ip mine\n");
+        assert_eq!(run("nft list tables"), "table ip arca_publish_89ab4567\n");
         publisher.close().await;
-        assert_eq!(run("nft list tables"), "table ip mine\n");
+        assert_eq!(run("nft list tables"), "table ip arca_publish_89ab4567\n");
     });
 }

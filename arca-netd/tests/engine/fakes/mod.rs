@@ -13,9 +13,9 @@ use std::{
 };
 
 use arca_netd::{
-    app::{App, Identity, Parts},
+    app::{self, App, Parts},
     error::Result,
-    helper::{Boot, Booted},
+    helper::{Boot, Booted, Uplink},
     model::{Endpoint, NetworkId, Spec, WorkloadId},
     store::{Store, StoreError},
     validate::{create::DefaultKind, endpoint::Wanted},
@@ -82,6 +82,9 @@ impl Boot for FakeBoot {
     async fn down(&self) -> Result<()> {
         *self.downs.lock().unwrap() += 1;
         Ok(())
+    }
+    fn uplink(&self) -> Uplink {
+        Uplink::choose("192.168.127.0/24".parse().unwrap(), &[]).unwrap()
     }
     fn is_on_this_kernel(&self) -> bool {
         true
@@ -170,7 +173,7 @@ impl World {
 
     pub(crate) async fn start_netd(&mut self) {
         let store = self.store().await;
-        let identity = Identity::load(&store, "192.168.127.0/24".parse().unwrap()).await.unwrap();
+        let system_id = app::system_id(&store).await.unwrap();
         let parts = Parts {
             relayd: self.path("relayd.sock"),
             carrier: Carrier::Stream,
@@ -178,7 +181,7 @@ impl World {
             default_kind: DefaultKind::Ovs,
         };
         let boot: Arc<dyn Boot> = Arc::clone(&self.boot) as Arc<dyn Boot>;
-        self.app = Some(App::start(store, identity, boot, parts).await.unwrap());
+        self.app = Some(App::start(store, system_id, boot, parts).await.unwrap());
     }
 
     pub(crate) async fn stop_netd(&mut self) {
