@@ -12,6 +12,7 @@ use crate::{links::Links, publish::Publisher, service::Service};
 /// # Errors
 /// The socket is taken or cannot be made.
 pub async fn run(paths: &Paths, shutdown: Shutdown) -> anyhow::Result<()> {
+    raise_open_files();
     let listener = serve::bind_daemon_socket(&paths.relayd_socket())?;
     let links = Links::new();
     let publisher = Publisher::new(links.helper(), &paths.tag());
@@ -21,4 +22,18 @@ pub async fn run(paths: &Paths, shutdown: Shutdown) -> anyhow::Result<()> {
     serve::serve(listener, routes, &["arca.relay.v1.Relay"], shutdown).await?;
     service.close().await;
     Ok(())
+}
+
+/// A link takes some descriptors, a connection of a published port two: the usual soft limit of 1024 is soon reached.
+/// Nothing here uses select(2), which is why there is such a limit.
+fn raise_open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        Ok(hard)
+    });
+    match raised {
+        Ok(limit) => tracing::debug!(limit, "open files"),
+        Err(error) => tracing::warn!(%error, "the limit of open files stays as it is"),
+    }
 }

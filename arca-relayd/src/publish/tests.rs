@@ -413,7 +413,9 @@ fn the_kernel_way_keeps_the_clients_address_and_gives_way_to_a_neighbours_firewa
 #[test]
 fn rules_of_a_killed_process_are_removed_at_start_and_others_are_not() {
     in_namespace(|| async {
-        run("nft 'add table ip arca_publish_0123abcd; add chain ip arca_publish_0123abcd prerouting; add table ip arca_publish_89ab4567'");
+        run(
+            "nft 'add table ip arca_publish_0123abcd; add chain ip arca_publish_0123abcd prerouting; add table ip arca_publish_89ab4567'",
+        );
         let publisher = publisher();
         assert_eq!(run("nft list tables"), "table ip arca_publish_89ab4567\n");
         publisher.close().await;
