@@ -114,7 +114,7 @@ fn helper_dies() -> anyhow::Result<()> {
         engine.docker_ok(&["run", "-d", "--name", name, "--network", "n", "busybox", "sleep", "10000"])?;
     }
     let (a, b, address) = (engine.pid("aa")?, engine.pid("bb")?, engine.address("bb", "n")?);
-    let helper = helper_pid(&engine)?;
+    let helper = helper_process("arca-helper-agent", Some("init"))?;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(helper), nix::sys::signal::Signal::SIGKILL)?;
     // The connection itself must survive: TCP repeats what was lost meanwhile.
     measure::transfer(a, b, &address, 8, |_| Ok(()))?;
@@ -123,17 +123,19 @@ fn helper_dies() -> anyhow::Result<()> {
     engine.stop()
 }
 
-/// First process of the helper machine: the program that runs as `arca-helper-agent init`.
-pub(crate) fn helper_pid(_engine: &Engine) -> anyhow::Result<i32> {
+/// A process of the helper machine, by its program and the word after it.
+pub(crate) fn helper_process(program: &str, word: Option<&str>) -> anyhow::Result<i32> {
     for entry in fs::read_dir("/proc")?.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-        let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let mut words = words.split(|byte| *byte == 0);
-        if words.next().is_some_and(|program| program.ends_with(b"arca-helper-agent")) && words.next() == Some(b"init") {
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        let mut words = line.split('\0');
+        let is_it = words.next().is_some_and(|path| path.rsplit('/').next() == Some(program));
+        if is_it && word.is_none_or(|word| words.next() == Some(word)) {
             return Ok(pid);
         }
     }
-    anyhow::bail!("the helper machine does not run")
+    anyhow::bail!("{program} does not run in the helper machine")
 }
 
 fn two_engines() -> anyhow::Result<()> {

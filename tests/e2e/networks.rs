@@ -110,8 +110,15 @@ fn published() -> anyhow::Result<()> {
     ensure!(again.code == 125 && again.stderr.contains("Bind for 0.0.0.0:8080 failed: port is already allocated"), "{again:?}");
     ensure!(engine.docker_ok(&["ps", "-aq", "--filter", "status=running"])?.lines().count() == 1);
 
-    let echo = "exec nc -ll -u -p 53 -e cat || exec nc -l -u -p 53 -e cat";
-    engine.docker_ok(&["run", "-d", "--name", "uu", "-p", "5353:53/udp", "busybox", "sh", "-c", echo])?;
+    engine.docker_ok(&["run", "-d", "--name", "uu", "-p", "5353:53/udp", "busybox", "sleep", "1000"])?;
+    // An echo in the container's network: the image's nc knows no UDP.
+    let echo = isolation::in_network_of(engine.pid("uu")?, || UdpSocket::bind("0.0.0.0:53"))?;
+    std::thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while let Ok((length, peer)) = echo.recv_from(&mut buffer) {
+            let _ = echo.send_to(&buffer[..length], peer);
+        }
+    });
     let socket = UdpSocket::bind("127.0.0.1:0")?;
     socket.set_read_timeout(Some(Duration::from_secs(1)))?;
     socket.connect("127.0.0.1:5353")?;
@@ -165,6 +172,6 @@ fn host_and_none() -> anyhow::Result<()> {
     let none = engine.docker_ok(&["run", "--rm", "--network", "none", "busybox", "sh", "-c", "ip -o link | wc -l"])?;
     ensure!(none == "1", "{none}");
     let host = engine.docker_ok(&["run", "--rm", "--network", "host", "busybox", "ip", "-o", "link"])?;
-    ensure!(host.contains("arca-up0"), "{host}");
+    ensure!(host.contains(&engine.uplink()), "{host}");
     engine.stop()
 }

@@ -3,15 +3,22 @@
 //!
 //! Rows are looked at (and broken) with the helper image's own `ovn-nbctl`, from outside the engine.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context as _, ensure};
 use arca_tests::{engine::Engine, isolation, measure, story};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 
-use crate::{Test, daemons::helper_pid};
+use crate::{Test, daemons::helper_process};
 
 pub(crate) const TESTS: &[(&str, Test)] = &[
     ("addresses_are_allocated_by_ovn", allocated_by_ovn),
-    ("a_missing_dhcp_row_fails_the_next_attach_by_name", dhcp_row),
+    ("without_its_dhcp_options_row_a_network_gives_no_lease", dhcp_row),
+    ("an_attach_that_cannot_be_confirmed_names_the_step_and_leaves_nothing", named_step),
     ("a_workloads_own_dhcp_client_gets_the_same_lease", own_client),
     ("known_names_resolve_without_the_fallback_resolver", native_dns),
     ("without_its_load_balancer_row_a_published_port_is_dead", load_balancer_row),
@@ -26,17 +33,17 @@ fn engine() -> anyhow::Result<Engine> {
 }
 
 /// Runs a program of the helper image inside the helper machine.
-fn in_helper(engine: &Engine, arguments: &[&str]) -> anyhow::Result<String> {
-    let pid = helper_pid(engine)?.to_string();
+fn in_helper(arguments: &[&str]) -> anyhow::Result<String> {
+    let pid = helper_process("arca-helper-agent", Some("init"))?.to_string();
     let mut all = vec!["--target", &pid, "--mount", "--pid", "--net", "--root", "--wd", "--"];
     all.extend(arguments);
     isolation::output("nsenter", &all)
 }
 
-fn nbctl(engine: &Engine, arguments: &[&str]) -> anyhow::Result<String> {
+fn nbctl(arguments: &[&str]) -> anyhow::Result<String> {
     let mut all = vec!["/usr/bin/ovn-nbctl", "--no-leader-only"];
     all.extend(arguments);
-    in_helper(engine, &all)
+    in_helper(&all)
 }
 
 fn allocated_by_ovn() -> anyhow::Result<()> {
@@ -44,27 +51,86 @@ fn allocated_by_ovn() -> anyhow::Result<()> {
     engine.docker_ok(&["run", "-d", "--name", "cc", "--network", "n", "busybox", "sleep", "1000"])?;
     let endpoint = engine.inspect("cc")?["NetworkSettings"]["Networks"]["n"].clone();
     let (mac, address) = (endpoint["MacAddress"].as_str().context("mac")?, endpoint["IPAddress"].as_str().context("ip")?);
-    let find = format!("addresses={mac}\\ dynamic");
-    let row = nbctl(&engine, &["--bare", "--columns=dynamic_addresses", "find", "Logical_Switch_Port", &find])?;
+    let find = format!("addresses=\"{mac} dynamic\"");
+    let row = nbctl(&["--bare", "--columns=dynamic_addresses", "find", "Logical_Switch_Port", &find])?;
     ensure!(row.trim() == format!("{mac} {address}"), "OVN says {row:?}, inspect says {mac} {address}");
     let seen = engine.docker_ok(&["exec", "cc", "ip", "-4", "-o", "address", "show", "eth0"])?;
     ensure!(seen.contains(&format!("inet {address}/")), "{seen}");
     engine.stop()
 }
 
+/// Runs `work` while the agent repairs nothing: its control thread stands still. Its other threads, which move frames, go
+/// on, so what fails meanwhile fails for want of the row and not of the way.
+fn unrepaired<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    use nix::sys::{
+        ptrace,
+        wait::{WaitPidFlag, waitpid},
+    };
+    let agent = Pid::from_raw(helper_process("arca-helper-agent", Some("agent"))?);
+    // A thread is stopped by tracing it: a stop signal would stop them all.
+    ptrace::seize(agent, ptrace::Options::empty()).context("trace the agent")?;
+    ptrace::interrupt(agent)?;
+    waitpid(agent, Some(WaitPidFlag::__WALL))?;
+    let result = work();
+    ptrace::detach(agent, None)?;
+    result
+}
+
+/// Deletes all rows that a search finds, and waits until the switch has followed.
+fn destroy(table: &str, find: &str) -> anyhow::Result<()> {
+    let rows = nbctl(&["--bare", "--columns=_uuid", "find", table, find])?;
+    ensure!(!rows.trim().is_empty(), "{table} has a row with {find}");
+    for row in rows.split_whitespace() {
+        nbctl(&["destroy", table, row])?;
+    }
+    nbctl(&["--wait=hv", "--timeout=10", "sync"]).map(drop)
+}
+
+/// Asks until it is so. From outside, the agent's repair has no event to wait for.
+fn eventually(what: &str, mut is_so: impl FnMut() -> bool) -> anyhow::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !is_so() {
+        ensure!(Instant::now() < deadline, "{what} did not come back");
+    }
+    Ok(())
+}
+
 fn dhcp_row() -> anyhow::Result<()> {
     let engine = engine()?;
-    engine.docker_ok(&["run", "-d", "--name", "first", "--network", "n", "busybox", "sleep", "1000"])?;
+    let run = ["run", "-d", "--name", "cc", "--network", "n", "--cap-add", "NET_ADMIN", "busybox", "sleep", "1000"];
+    engine.docker_ok(&run)?;
     let id = engine.docker_ok(&["network", "inspect", "-f", "{{.Id}}", "n"])?;
-    let find = format!("external_ids:arca-network={id}");
-    let row = nbctl(&engine, &["--bare", "--columns=_uuid", "find", "DHCP_Options", &find])?;
-    ensure!(!row.trim().is_empty(), "the network has a DHCP_Options row");
-    nbctl(&engine, &["destroy", "DHCP_Options", row.trim()])?;
-    let failed = engine.docker(&["run", "--rm", "--network", "n", "busybox", "true"]);
-    ensure!(failed.code == 125 && failed.stderr.contains("DHCP"), "the failing step is named: {failed:?}");
-    let endpoints = engine.program("arca-netd", &["endpoints", "--json"]).ok()?;
-    let endpoints: Vec<Value> = serde_json::from_str(&endpoints)?;
-    ensure!(endpoints.len() == 1, "only the first container's endpoint is left: {endpoints:?}");
+    let lease = || engine.docker(&["exec", "cc", "udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "2", "-T", "1", "-s", "/bin/true"]);
+    unrepaired(|| {
+        ensure!(lease().code == 0, "the way to the DHCP server does not lead through what stands still: {:?}", lease());
+        destroy("DHCP_Options", &format!("external_ids:arca-network={id}"))?;
+        let none = lease();
+        ensure!(none.code != 0, "a lease without a DHCP_Options row: {none:?}");
+        Ok(())
+    })?;
+    eventually("the DHCP_Options row", || lease().code == 0)?;
+    engine.stop()
+}
+
+fn named_step() -> anyhow::Result<()> {
+    let engine = engine()?;
+    engine.docker_ok(&["run", "-d", "--name", "first", "--network", "n", "busybox", "sleep", "1000"])?;
+    // What makes flows of rows stands still: OVN's DHCP server never hears of the new port.
+    let controller = Pid::from_raw(helper_process("ovn-controller", None)?);
+    kill(controller, Signal::SIGSTOP)?;
+    let failed = engine.docker(&["run", "--name", "second", "--network", "n", "busybox", "true"]);
+    kill(controller, Signal::SIGCONT)?;
+    let named = "failed at step \"confirm\"";
+    ensure!(failed.code == 125 && failed.stderr.contains(named), "the failing step is named: {failed:?}");
+    let list = |what: &str| -> anyhow::Result<Vec<Value>> {
+        Ok(serde_json::from_str(&engine.program("arca-netd", &[what, "--json"]).ok()?)?)
+    };
+    ensure!(list("endpoints")?.len() == 1, "only the first container's endpoint is left: {:?}", list("endpoints")?);
+    let links: Vec<Value> = serde_json::from_str(&engine.program("arca-relayd", &["links", "--json"]).ok()?)?;
+    ensure!(links.len() == 1, "only the first container's link is left: {links:?}");
+    let rows = nbctl(&["--bare", "--columns=_uuid", "find", "Logical_Switch_Port", "external_ids:arca-kind=endpoint"])?;
+    ensure!(rows.split_whitespace().count() == 1, "only the first container's row is left: {rows}");
+    engine.docker_ok(&["start", "-a", "second"])?;
     engine.stop()
 }
 
@@ -83,16 +149,18 @@ fn native_dns() -> anyhow::Result<()> {
     for name in ["aa", "bb"] {
         engine.docker_ok(&["run", "-d", "--name", name, "--network", "n", "busybox", "sleep", "1000"])?;
     }
-    // The row that leads to the fallback resolver goes: from now on only OVN can answer.
-    let rows = nbctl(&engine, &["--bare", "--columns=_uuid", "find", "Load_Balancer", "external_ids:arca-kind=resolver"])?;
-    ensure!(!rows.trim().is_empty(), "the resolver has load balancer rows");
-    for row in rows.split_whitespace() {
-        nbctl(&engine, &["lb-del", row])?;
-    }
     let address = engine.address("bb", "n")?;
     // -type=a: OVN has no answer for the AAAA question that goes along otherwise.
-    let found = engine.docker_ok(&["exec", "aa", "nslookup", "-type=a", "bb"])?;
-    ensure!(found.contains(&address), "{found}");
+    let ask = |name: &str| engine.docker(&["exec", "aa", "nslookup", "-type=a", name]);
+    unrepaired(|| {
+        // The rows that lead to the fallback resolver go, and it stands still itself: only OVN can answer now.
+        for protocol in ["udp", "tcp"] {
+            destroy("Load_Balancer", &format!("external_ids:arca-kind=dns-{protocol}"))?;
+        }
+        let found = ask("bb").ok()?;
+        ensure!(found.contains(&address), "{found}");
+        Ok(())
+    })?;
     engine.stop()
 }
 
@@ -100,15 +168,14 @@ fn load_balancer_row() -> anyhow::Result<()> {
     let engine = engine()?;
     let serve = "mkdir /srv; echo ok > /srv/x; exec httpd -f -p 80 -h /srv";
     engine.docker_ok(&["run", "-d", "--name", "cc", "--network", "n", "-p", "8080:80", "busybox", "sh", "-c", serve])?;
-    ensure!(story::http_get("127.0.0.1:8080", "/x")? == "ok");
-    let find = ["--bare", "--columns=_uuid", "find", "Load_Balancer", "external_ids:arca-kind=published-port"];
-    let rows = nbctl(&engine, &find)?;
-    ensure!(!rows.trim().is_empty(), "the published port has a load balancer row");
-    for row in rows.split_whitespace() {
-        nbctl(&engine, &["lb-del", row])?;
-    }
-    nbctl(&engine, &["--wait=hv", "--timeout=5", "sync"])?;
-    ensure!(story::http_get("127.0.0.1:8080", "/x").is_err(), "the port must be dead without its row");
+    let served = || story::http_get("127.0.0.1:8080", "/x");
+    unrepaired(|| {
+        ensure!(served()? == "ok");
+        destroy("Load_Balancer", "external_ids:arca-kind=published")?;
+        ensure!(served().is_err(), "the port must be dead without its row");
+        Ok(())
+    })?;
+    eventually("the load balancer row", || served().is_ok_and(|text| text == "ok"))?;
     engine.stop()
 }
 
@@ -120,7 +187,7 @@ fn counters() -> anyhow::Result<()> {
     let bytes = || -> anyhow::Result<u64> {
         let links: Vec<Value> = serde_json::from_str(&engine.program("arca-relayd", &["links", "--json"]).ok()?)?;
         ensure!(links.len() == 2, "{links:?}");
-        Ok(links.iter().filter_map(|link| link["to_helper"]["bytes"].as_u64()).sum())
+        Ok(links.iter().filter_map(|link| link["toHelper"]["bytes"].as_u64()).sum())
     };
     let before = bytes()?;
     measure::transfer(engine.pid("aa")?, engine.pid("bb")?, &engine.address("bb", "n")?, 32, |_| Ok(()))?;

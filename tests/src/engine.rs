@@ -5,10 +5,12 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
+use arca_daemon::paths::Paths;
 use serde_json::Value;
 
 use crate::isolation;
@@ -21,6 +23,15 @@ pub struct Engine {
     docker_host: String,
     /// From `arca daemon start` to its DOCKER_HOST line.
     pub start_time: Duration,
+}
+
+/// Tags of all engines that this process started.
+static TAGS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Tags ([`arca_daemon::paths::Paths::tag`]) of the engines that this process started.
+#[must_use]
+pub fn tags() -> Vec<String> {
+    TAGS.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 /// How a command ended.
@@ -101,6 +112,7 @@ impl Engine {
     pub fn start_with(config: &[&str]) -> anyhow::Result<Self> {
         // A short path: `sun_path` is 108 bytes.
         let home = tempfile::Builder::new().prefix("arca-").tempdir_in("/tmp")?;
+        TAGS.lock().unwrap_or_else(PoisonError::into_inner).push(Paths::below(home.path()).tag());
         let docker_host = format!("unix://{}", home.path().join("arca.sock").display());
         let mut engine = Self { home, binaries: binaries()?, docker_host, start_time: Duration::ZERO };
         let mut arguments: Vec<&str> = Vec::new();
@@ -197,6 +209,12 @@ impl Engine {
         let text = self.docker_ok(&["inspect", name])?;
         let mut list: Vec<Value> = serde_json::from_str(&text)?;
         list.pop().context("inspect gave an empty list")
+    }
+
+    /// Name of the engine's end of its uplink.
+    #[must_use]
+    pub fn uplink(&self) -> String {
+        format!("arca-{}", Paths::below(self.home()).tag())
     }
 
     /// Process id of a running container.

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::isolation;
+use crate::{engine, isolation};
 
 /// Everything there is, by kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,7 +27,8 @@ pub enum Kind {
     NetworkNamespace,
     /// An nftables table.
     Table,
-    /// A control group below `arca`.
+    /// A control group below `arca`: control groups are the machine's, so those of engines that were not started by this
+    /// process are somebody else's.
     ControlGroup,
 }
 
@@ -65,7 +66,7 @@ impl Snapshot {
         all.extend(tables.lines().map(|table| (Kind::Table, table.to_owned())));
         for hierarchy in fs::read_dir("/sys/fs/cgroup")?.flatten() {
             for root in [hierarchy.path().join("arca"), PathBuf::from("/sys/fs/cgroup/arca")] {
-                groups(&root, &mut all);
+                engines(&root, &mut all);
             }
         }
         Ok(Self(all))
@@ -75,6 +76,23 @@ impl Snapshot {
     #[must_use]
     pub fn leaked_since(&self, before: &Self) -> Vec<(Kind, String)> {
         self.0.difference(&before.0).cloned().collect()
+    }
+}
+
+/// Control groups of the engines of this process, those with any other name, and the empty parent of all.
+fn engines(root: &Path, all: &mut BTreeSet<(Kind, String)>) {
+    let Ok(entries) = fs::read_dir(root) else { return };
+    let folders: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+    if folders.is_empty() {
+        all.insert((Kind::ControlGroup, root.display().to_string()));
+    }
+    let ours = engine::tags();
+    for folder in folders {
+        let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let is_tag = name.len() == 8 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if !is_tag || ours.contains(&name) {
+            groups(&folder, all);
+        }
     }
 }
 
