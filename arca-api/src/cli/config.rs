@@ -22,10 +22,10 @@ pub enum Command {
 ///
 /// # Errors
 /// If the configuration is bad.
-pub fn run(command: Command, common: &CommonArgs) -> anyhow::Result<()> {
+pub fn run(command: &Command, common: &CommonArgs) -> anyhow::Result<()> {
     let Command::Show { json } = command;
     let config = common.load()?;
-    print(&if json { as_json(&config) } else { as_table(&config) });
+    print(&if *json { as_json(&config) } else { as_table(&config) });
     Ok(())
 }
 

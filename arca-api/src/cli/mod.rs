@@ -49,7 +49,7 @@ enum Command {
 pub fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Daemon(command) => daemon::run(command, &cli.common),
-        Command::Config(command) => config::run(command, &cli.common),
+        Command::Config(command) => config::run(&command, &cli.common),
     }
 }
 

@@ -194,6 +194,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>, ImageError> {
     fs::read(path).map_err(ImageError::io("read", path))
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn broken(error: io::Error) -> ImageError {
     ImageError::invalid(format!("archive is broken: {error}"))
 }

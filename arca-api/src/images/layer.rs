@@ -12,18 +12,20 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use nix::sys::stat::{Mode, SFlag};
 use sha2::{Digest, Sha256};
 use tar::{Archive, Entry, EntryType};
 
-use super::error::ImageError;
+use super::{
+    error::ImageError,
+    nodes::{Node, make_node, set_opaque},
+};
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// What unpacking found out.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Unpacked {
+pub(super) struct Unpacked {
     /// "sha256:..." of the uncompressed tar.
     pub diff_id: String,
     /// Bytes of regular files.
@@ -34,7 +36,7 @@ pub struct Unpacked {
 ///
 /// # Errors
 /// [`ImageError::Invalid`] for a broken or hostile archive, [`ImageError::Io`] if the disk refuses.
-pub fn unpack(tar: impl Read, target: &Path) -> Result<Unpacked, ImageError> {
+pub(super) fn unpack(tar: impl Read, target: &Path) -> Result<Unpacked, ImageError> {
     fs::create_dir_all(target).map_err(ImageError::io("create", target))?;
     let mut reader = Hashing { inner: tar, hash: Sha256::new() };
     let mut size = 0;
@@ -49,7 +51,9 @@ pub fn unpack(tar: impl Read, target: &Path) -> Result<Unpacked, ImageError> {
         let mut directories = Vec::new();
         for entry in archive.entries().map_err(broken)? {
             let mut entry = entry.map_err(broken)?;
-            size += entry.header().entry_type().is_file().then(|| entry.size()).unwrap_or(0);
+            if entry.header().entry_type().is_file() {
+                size += entry.size();
+            }
             unpack_entry(&mut entry, target, &mut directories)?;
         }
         for (path, mtime) in directories.into_iter().rev() {
@@ -82,40 +86,33 @@ fn unpack_entry(
     let kind = entry.header().entry_type();
     if name.as_bytes() == OPAQUE {
         make_parents(target, parent)?;
-        return set_opaque(&place);
+        return set_opaque(&place).map_err(ImageError::io("mark opaque", &place));
     }
     if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT) {
         make_parents(target, parent)?;
         let hidden = place.join(OsStr::from_bytes(hidden));
-        return make_node(&hidden, SFlag::S_IFCHR, Mode::empty(), 0);
+        return make_node(&hidden, Node::Char { major: 0, minor: 0 }, 0).map_err(ImageError::io("make node", &hidden));
     }
+    let header = entry.header();
+    let number = |part: io::Result<Option<u32>>| part.map(Option::unwrap_or_default).map_err(broken);
     let node = match kind {
-        EntryType::Char => Some(SFlag::S_IFCHR),
-        EntryType::Block => Some(SFlag::S_IFBLK),
-        EntryType::Fifo => Some(SFlag::S_IFIFO),
+        EntryType::Char => {
+            Some(Node::Char { major: number(header.device_major())?, minor: number(header.device_minor())? })
+        }
+        EntryType::Block => {
+            Some(Node::Block { major: number(header.device_major())?, minor: number(header.device_minor())? })
+        }
+        EntryType::Fifo => Some(Node::Fifo),
         _ => None,
     };
     if let Some(node) = node {
         make_parents(target, parent)?;
-        let header = entry.header();
-        let number = |part: io::Result<Option<u32>>| part.map(|number| u64::from(number.unwrap_or(0)));
-        let device = match node {
-            SFlag::S_IFIFO => 0,
-            _ => nix::sys::stat::makedev(
-                number(header.device_major()).map_err(broken)?,
-                number(header.device_minor()).map_err(broken)?,
-            ),
-        };
-        let mode = Mode::from_bits_truncate(header.mode().map_err(broken)? & 0o7777);
+        let mode = header.mode().map_err(broken)? & 0o7777;
         let file = place.join(name);
-        make_node(&file, node, mode, device)?;
-        let owner = |id: u64| u32::try_from(id).ok();
-        return std::os::unix::fs::lchown(
-            &file,
-            owner(header.uid().map_err(broken)?),
-            owner(header.gid().map_err(broken)?),
-        )
-        .map_err(ImageError::io("set owner of", &file));
+        make_node(&file, node, mode).map_err(ImageError::io("make node", &file))?;
+        let owner = |id: io::Result<u64>| id.map(|id| u32::try_from(id).ok()).map_err(broken);
+        return std::os::unix::fs::lchown(&file, owner(header.uid())?, owner(header.gid())?)
+            .map_err(ImageError::io("set owner of", &file));
     }
     if kind.is_dir() {
         directories.push((target.join(&path), entry.header().mtime().unwrap_or(0)));
@@ -160,25 +157,7 @@ fn make_parents(target: &Path, parent: &Path) -> Result<(), ImageError> {
     Ok(())
 }
 
-fn make_node(path: &Path, kind: SFlag, mode: Mode, device: nix::libc::dev_t) -> Result<(), ImageError> {
-    match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path).map_err(ImageError::io("replace", path))?,
-        Ok(_) => fs::remove_file(path).map_err(ImageError::io("replace", path))?,
-        Err(_) => {}
-    }
-    nix::sys::stat::mknod(path, kind, mode, device).map_err(|errno| ImageError::io("make node", path)(errno.into()))
-}
-
-#[cfg(target_os = "linux")]
-fn set_opaque(directory: &Path) -> Result<(), ImageError> {
-    xattr::set(directory, "trusted.overlay.opaque", b"y").map_err(ImageError::io("mark opaque", directory))
-}
-
-#[cfg(not(target_os = "linux"))]
-fn set_opaque(directory: &Path) -> Result<(), ImageError> {
-    xattr::set(directory, "user.overlay.opaque", b"y").map_err(ImageError::io("mark opaque", directory))
-}
-
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn broken(error: io::Error) -> ImageError {
     ImageError::invalid(format!("archive is broken: {error}"))
 }

@@ -18,6 +18,13 @@ mod index;
 mod layer;
 pub mod reference;
 
+#[cfg(target_os = "linux")]
+#[path = "nodes_linux.rs"]
+mod nodes;
+#[cfg(not(target_os = "linux"))]
+#[path = "nodes_other.rs"]
+mod nodes;
+
 use std::{
     fs::{self, File},
     io::{BufReader, Read, Write as _},

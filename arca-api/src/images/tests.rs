@@ -64,7 +64,7 @@ fn gzip_archives_and_oci_layouts_load_too() {
         encoder.write_all(bytes).expect("in memory");
         encoder.finish().expect("in memory")
     };
-    load(&store, gzip(&docker_archive(&[layer.clone()], &["gz:1"], "sh"))).expect("gzip");
+    load(&store, gzip(&docker_archive(std::slice::from_ref(&layer), &["gz:1"], "sh"))).expect("gzip");
     let digest = |bytes: &[u8]| format!("sha256:{}", hex(&Sha256::digest(bytes)));
     let config = serde_json::json!({"architecture": "amd64", "os": "linux", "config": {},
         "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]}})
@@ -103,7 +103,7 @@ fn a_layer_whose_content_is_not_what_the_config_says_adds_nothing() {
 fn removal_speaks_docker_and_shared_layers_stay() {
     let (root, store) = store();
     let (base, top) = (layer_tar(&[("a", b"1")]), layer_tar(&[("b", b"2")]));
-    load(&store, docker_archive(&[base.clone()], &["base:1"], "sh")).expect("base");
+    load(&store, docker_archive(std::slice::from_ref(&base), &["base:1"], "sh")).expect("base");
     load(&store, docker_archive(&[base, top], &["x:1", "x:2"], "sh")).expect("x");
     let id = store.resolve("x:1").expect("x").id;
     let short = id[7..19].to_owned();

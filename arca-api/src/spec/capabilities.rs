@@ -71,7 +71,7 @@ pub(super) fn in_force(privileged: bool, add: &[String], drop: &[String]) -> Res
     let (add_all, drop_all) = (added.contains(&None), dropped.contains(&None));
     let base = |name: &str| privileged || add_all || (!drop_all && DEFAULT.contains(&name));
     let mut set: Vec<&'static str> = known()
-        .filter(|name| base(name) && !(dropped.contains(&Some(*name)) && !privileged))
+        .filter(|name| base(name) && (privileged || !dropped.contains(&Some(*name))))
         .chain(added.iter().flatten().copied().filter(|name| !dropped.contains(&Some(*name))))
         .collect();
     set.sort_unstable();
