@@ -27,22 +27,46 @@ fn docker_messages() -> anyhow::Result<()> {
         (&["inspect", "nope"], 1, "o such object: nope"),
         (&["start", "nope"], 1, "No such container: nope"),
         (&["run", "--network", "nope", "busybox", "true"], 125, "network nope not found"),
-        (&["create", "--name", "cc", "busybox"], 1, "Conflict. The container name \"/cc\" is already in use by container"),
+        (
+            &["create", "--name", "cc", "busybox"],
+            1,
+            "Conflict. The container name \"/cc\" is already in use by container",
+        ),
         (&["create", "--name", "-c", "busybox"], 1, "Invalid container name (-c)"),
         (&["network", "create", "n"], 1, "network with name n already exists"),
         (&["network", "create", "bridge"], 1, "operation is not permitted on predefined bridge network"),
-        (&["network", "create", "--subnet", "10.80.5.0/24", "m"], 1, "Pool overlaps with other one on this address space"),
-        (&["network", "create", "--subnet", "10.81.0.5/16", "m"], 1, "invalid subnet 10.81.0.5/16: it should be 10.81.0.0/16"),
+        (
+            &["network", "create", "--subnet", "10.80.5.0/24", "m"],
+            1,
+            "Pool overlaps with other one on this address space",
+        ),
+        (
+            &["network", "create", "--subnet", "10.81.0.5/16", "m"],
+            1,
+            "invalid subnet 10.81.0.5/16: it should be 10.81.0.0/16",
+        ),
         (&["network", "create", "--driver", "nope", "m"], 1, "plugin \"nope\" not found"),
         (&["network", "rm", "bridge"], 1, "bridge is a pre-defined network and cannot be removed"),
         (&["network", "rm", "nope"], 1, "network nope not found"),
         (&["network", "connect", "n", "nope"], 1, "No such container: nope"),
         (&["network", "disconnect", "n", "cc"], 1, "is not connected to the network n"),
-        (&["run", "--rm", "--network", "n", "--ip", "10.99.0.5", "busybox", "true"], 125, "no configured subnet or ip-range contain the IP address 10.99.0.5"),
+        (
+            &["run", "--rm", "--network", "n", "--ip", "10.99.0.5", "busybox", "true"],
+            125,
+            "no configured subnet or ip-range contain the IP address 10.99.0.5",
+        ),
         (&["run", "--rm", "--network", "n", "--ip", "10.80.0.1", "busybox", "true"], 125, "Address already in use"),
-        (&["run", "--rm", "--ip", "172.17.0.9", "busybox", "true"], 125, "user specified IP address is supported on user defined networks only"),
+        (
+            &["run", "--rm", "--ip", "172.17.0.9", "busybox", "true"],
+            125,
+            "user specified IP address is supported on user defined networks only",
+        ),
         (&["run", "--rm", "--memory", "1m", "busybox", "true"], 125, "Minimum memory limit allowed is 6MB"),
-        (&["run", "--rm", "-u", "eve", "busybox", "true"], 125, "unable to find user eve: no matching entries in passwd file"),
+        (
+            &["run", "--rm", "-u", "eve", "busybox", "true"],
+            125,
+            "unable to find user eve: no matching entries in passwd file",
+        ),
         (&["rmi", "nope"], 1, "No such image: nope"),
         (&["exec", "cc", "true"], 1, "is not running"),
         (&["volume", "inspect", "nope"], 1, "no such volume"),
@@ -65,11 +89,15 @@ fn raw_http() -> anyhow::Result<()> {
     let engine = Engine::start()?;
     let ask = |request: &str, body: &str, kind: &str| -> anyhow::Result<(u16, String)> {
         let mut stream = UnixStream::connect(engine.home().join("arca.sock"))?;
-        let head = format!("{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n{kind}\r\n", body.len());
+        let head = format!(
+            "{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n{kind}\r\n",
+            body.len()
+        );
         stream.write_all(format!("{head}{body}").as_bytes())?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
-        let status = text.get(9..12).and_then(|code| code.parse().ok()).with_context(|| format!("no status: {text:?}"))?;
+        let status =
+            text.get(9..12).and_then(|code| code.parse().ok()).with_context(|| format!("no status: {text:?}"))?;
         Ok((status, text.split_once("\r\n\r\n").map_or(String::new(), |(_, body)| body.trim().to_owned())))
     };
     let json = "Content-Type: application/json\r\n";
@@ -79,7 +107,13 @@ fn raw_http() -> anyhow::Result<()> {
         ("GET /nope", "", "", 404, "page not found"),
         ("POST /networks/create", "{", json, 400, "invalid JSON: unexpected EOF"),
         ("POST /networks/create", "{}", json, 400, "invalid name: name is empty"),
-        ("POST /networks/create", "{}", "Content-Type: text/plain\r\n", 400, "unsupported Content-Type header (text/plain): must be 'application/json'"),
+        (
+            "POST /networks/create",
+            "{}",
+            "Content-Type: text/plain\r\n",
+            400,
+            "unsupported Content-Type header (text/plain): must be 'application/json'",
+        ),
         (
             "POST /networks/create",
             r#"{"Name": "m", "IPAM": {"Config": [{"Subnet": "10.81.0.0/16", "Gateway": "10.9.0.1"}]}}"#,
@@ -95,7 +129,10 @@ fn raw_http() -> anyhow::Result<()> {
     ];
     for (request, body, kind, status, text) in cases {
         let (code, answer) = ask(request, body, kind)?;
-        ensure!(code == status && answer.contains(text), "{request} {body}: expected {status} {text:?}, got {code} {answer}");
+        ensure!(
+            code == status && answer.contains(text),
+            "{request} {body}: expected {status} {text:?}, got {code} {answer}"
+        );
     }
     ensure!(ask("GET /_ping", "", "")? == (200, "OK".to_owned()));
     engine.stop()
@@ -112,7 +149,10 @@ fn command_line() -> anyhow::Result<()> {
     let config = engine.home().join("config.json");
     fs::write(&config, r#"{ "networkBakend": "ovs" }"#)?;
     let unknown = engine.arca(&["daemon", "start"]);
-    ensure!(unknown.code == 78 && unknown.stderr.contains("unknown key `networkBakend`; did you mean `networkBackend`?"), "{unknown:?}");
+    ensure!(
+        unknown.code == 78 && unknown.stderr.contains("unknown key `networkBakend`; did you mean `networkBackend`?"),
+        "{unknown:?}"
+    );
     fs::remove_file(&config)?;
     let missing = engine.arca(&["-c", "helperRoot=/nowhere", "daemon", "start"]);
     ensure!(missing.code == 69 && missing.stderr.contains("./dev image"), "{missing:?}");

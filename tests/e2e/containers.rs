@@ -59,10 +59,11 @@ fn streams() -> anyhow::Result<()> {
     // 32 MiB in and out again: the digest tells whether a byte was lost anywhere.
     let big = b"0123456789abcde\n".repeat(2 << 20);
     let sum = engine.docker_with_input(&["run", "--rm", "-i", "busybox", "md5sum"], &big)?;
-    let expected = Command::new("md5sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().and_then(|mut child| {
-        child.stdin.take().expect("piped").write_all(&big)?;
-        child.wait_with_output()
-    })?;
+    let expected =
+        Command::new("md5sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().and_then(|mut child| {
+            child.stdin.take().expect("piped").write_all(&big)?;
+            child.wait_with_output()
+        })?;
     ensure!(sum.stdout.as_bytes() == expected.stdout, "{sum:?}");
     let count = "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done";
     let lines = engine.docker_ok(&["run", "--rm", "busybox", "sh", "-c", count])?;
@@ -100,7 +101,19 @@ fn terminal() -> anyhow::Result<()> {
 fn exec_attach_logs() -> anyhow::Result<()> {
     let engine = engine()?;
     engine.docker_ok(&["run", "-d", "--name", "cc", "busybox", "sh", "-c", "echo one; echo two >&2; sleep 1000"])?;
-    let exec = engine.docker(&["exec", "-e", "A=b", "-w", "/etc", "-u", "nobody", "cc", "sh", "-c", "id -un; pwd; echo $A; exit 4"]);
+    let exec = engine.docker(&[
+        "exec",
+        "-e",
+        "A=b",
+        "-w",
+        "/etc",
+        "-u",
+        "nobody",
+        "cc",
+        "sh",
+        "-c",
+        "id -un; pwd; echo $A; exit 4",
+    ]);
     ensure!(exec.code == 4 && exec.stdout == "nobody\n/etc\nb\n", "{exec:?}");
     let echoed = engine.docker_with_input(&["exec", "-i", "cc", "cat"], b"through exec")?;
     ensure!(echoed.stdout == "through exec", "{echoed:?}");
@@ -156,7 +169,20 @@ fn configuration() -> anyhow::Result<()> {
     let bind = format!("{}:/data", shared.display());
     let script = "cat /data/in; echo; echo back > /data/out; hostname; id -u; pwd; echo $A; cat /etc/hostname";
     let text = engine.docker_ok(&[
-        "run", "--rm", "-v", &bind, "--hostname", "box", "-e", "A=1 2", "-w", "/tmp", "--entrypoint", "sh", "busybox", "-c",
+        "run",
+        "--rm",
+        "-v",
+        &bind,
+        "--hostname",
+        "box",
+        "-e",
+        "A=1 2",
+        "-w",
+        "/tmp",
+        "--entrypoint",
+        "sh",
+        "busybox",
+        "-c",
         script,
     ])?;
     ensure!(text == "from the host\nbox\n0\n/tmp\n1 2\nbox", "{text:?}");
@@ -167,7 +193,14 @@ fn configuration() -> anyhow::Result<()> {
     engine.docker_ok(&["run", "--name", "ww", "busybox", "sh", "-c", "echo kept >> /root-file; cat /root-file"])?;
     ensure!(engine.docker_ok(&["start", "-a", "ww"])? == "kept\nkept");
     ensure!(engine.docker_ok(&["run", "--rm", "busybox", "sh", "-c", "ls / | grep -c root-file; true"])? == "0");
-    let hidden = engine.docker_ok(&["run", "--rm", "busybox", "sh", "-c", "cat /proc/kcore | wc -c; mount -t tmpfs x /mnt || echo refused"])?;
+    let hidden = engine.docker_ok(&[
+        "run",
+        "--rm",
+        "busybox",
+        "sh",
+        "-c",
+        "cat /proc/kcore | wc -c; mount -t tmpfs x /mnt || echo refused",
+    ])?;
     ensure!(hidden == "0\nrefused", "{hidden:?}");
     engine.stop()
 }
@@ -175,7 +208,8 @@ fn configuration() -> anyhow::Result<()> {
 fn limits() -> anyhow::Result<()> {
     let engine = engine()?;
     let eat = "tail /dev/zero";
-    let eaten = engine.docker(&["run", "--name", "mm", "--memory", "16m", "--memory-swap", "16m", "busybox", "sh", "-c", eat]);
+    let eaten =
+        engine.docker(&["run", "--name", "mm", "--memory", "16m", "--memory-swap", "16m", "busybox", "sh", "-c", eat]);
     ensure!(eaten.code == 137, "{eaten:?}");
     ensure!(engine.docker_ok(&["inspect", "-f", "{{.State.OOMKilled}}", "mm"])? == "true");
     let shown = engine.docker_ok(&["inspect", "-f", "{{.HostConfig.Memory}} {{.HostConfig.NanoCpus}}", "mm"])?;
@@ -200,11 +234,21 @@ fn list_inspect_events() -> anyhow::Result<()> {
     let format = "{{.Type}} {{.Action}}";
     let events = engine.docker_ok(&["events", "--since", "1h", "--until", &next.to_string(), "--format", format])?;
     let seen: Vec<&str> = events.lines().collect();
-    for expected in ["container create", "network connect", "container start", "container kill", "container die", "container destroy"] {
+    for expected in [
+        "container create",
+        "network connect",
+        "container start",
+        "container kill",
+        "container die",
+        "container destroy",
+    ] {
         ensure!(seen.contains(&expected), "{expected} is missing: {seen:?}");
     }
     let at = |name: &str| seen.iter().position(|event| *event == name);
-    ensure!(at("container create") < at("network connect") && at("network connect") < at("container start"), "{seen:?}");
+    ensure!(
+        at("container create") < at("network connect") && at("network connect") < at("container start"),
+        "{seen:?}"
+    );
     ensure!(engine.docker_ok(&["version", "--format", "{{.Server.APIVersion}}"])? == "1.51");
     ensure!(engine.docker_ok(&["info", "--format", "{{.Images}}"])? == "1");
     ensure!(engine.docker_ok(&["images", "--format", "{{.Repository}}:{{.Tag}}"])? == "busybox:latest");

@@ -25,7 +25,10 @@ fn engine() -> anyhow::Result<Engine> {
 
 /// Freezes the supervisor, so that a killed daemon stays dead until it is thawed.
 fn frozen<T>(engine: &Engine, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
-    use nix::{sys::signal::{Signal, kill}, unistd::Pid};
+    use nix::{
+        sys::signal::{Signal, kill},
+        unistd::Pid,
+    };
     let pid: i32 = fs::read_to_string(engine.home().join("data/engine.lock"))?.trim().parse()?;
     kill(Pid::from_raw(pid), Signal::SIGSTOP)?;
     let result = work();
@@ -83,9 +86,15 @@ fn twenty_kills() -> anyhow::Result<()> {
     for strike in 0..20 {
         let daemon = ["arca-relayd", "arca-netd", "arca-api", "arca-relayd"][strike % 4];
         let moment = random.random_range(1..24);
-        measure::transfer(a, b, &address, 24, |megabyte| {
-            if megabyte == moment { engine.kill_daemon(daemon) } else { Ok(()) }
-        })
+        measure::transfer(
+            a,
+            b,
+            &address,
+            24,
+            |megabyte| {
+                if megabyte == moment { engine.kill_daemon(daemon) } else { Ok(()) }
+            },
+        )
         .with_context(|| format!("strike {strike}: {daemon} killed at megabyte {moment}"))?;
         story::wait_until_up(&engine)?;
     }

@@ -27,7 +27,8 @@ fn each_kind() -> anyhow::Result<()> {
         Ok(())
     };
 
-    let mut process = Command::new("unshare").args(["--net", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut process =
+        Command::new("unshare").args(["--net", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     {
         use std::io::{BufRead as _, BufReader, Write as _};
         // The echo tells that it has its own namespace by now.

@@ -30,7 +30,8 @@ fn tests() -> BTreeMap<String, Test> {
         ("proofs", proofs::TESTS),
         ("story", story::TESTS),
     ];
-    let flat = modules.into_iter().flat_map(|(module, tests)| tests.iter().map(move |(name, test)| (module, *name, *test)));
+    let flat =
+        modules.into_iter().flat_map(|(module, tests)| tests.iter().map(move |(name, test)| (module, *name, *test)));
     flat.map(|(module, name, test)| (format!("{module}::{name}"), test)).collect()
 }
 

@@ -38,8 +38,18 @@ fn options() -> anyhow::Result<()> {
     let listed = engine.docker_ok(&["network", "ls", "--format", "{{.Name}} {{.Driver}} {{.Scope}}"])?;
     ensure!(listed == "bridge bridge local\nhost host local\nnone null local", "{listed}");
     let id = engine.docker_ok(&[
-        "network", "create", "--subnet", "10.77.0.0/16", "--gateway", "10.77.0.254", "--ip-range", "10.77.5.0/24", "--label",
-        "a=b", "--internal", "n",
+        "network",
+        "create",
+        "--subnet",
+        "10.77.0.0/16",
+        "--gateway",
+        "10.77.0.254",
+        "--ip-range",
+        "10.77.5.0/24",
+        "--label",
+        "a=b",
+        "--internal",
+        "n",
     ])?;
     let network: Vec<Value> = serde_json::from_str(&engine.docker_ok(&["network", "inspect", "n"])?)?;
     let network = &network[0];
@@ -63,7 +73,16 @@ fn addresses() -> anyhow::Result<()> {
     serve(&engine, &["--name", "aa", "--network", "n", "--ip", "10.78.0.50", "--network-alias", "alpha"])?;
     ensure!(engine.address("aa", "n")? == "10.78.0.50");
     for name in ["aa", "alpha", "aa.n"] {
-        let text = engine.docker_ok(&["run", "--rm", "--network", "n", "busybox", "wget", "-qO-", &format!("http://{name}/name")])?;
+        let text = engine.docker_ok(&[
+            "run",
+            "--rm",
+            "--network",
+            "n",
+            "busybox",
+            "wget",
+            "-qO-",
+            &format!("http://{name}/name"),
+        ])?;
         ensure!(text.len() == 12, "{name}: {text:?}");
     }
     let taken = engine.docker(&["run", "--rm", "--network", "n", "--ip", "10.78.0.50", "busybox", "true"]);
@@ -83,7 +102,8 @@ fn internal() -> anyhow::Result<()> {
     let engine = engine()?;
     engine.docker_ok(&["network", "create", "--internal", "inner"])?;
     serve(&engine, &["--name", "ss", "--network", "inner"])?;
-    let reach = "wget -qO- -T 3 http://ss/name && nc -w 2 198.51.100.1 7777 && echo out; ip route | grep -c default; true";
+    let reach =
+        "wget -qO- -T 3 http://ss/name && nc -w 2 198.51.100.1 7777 && echo out; ip route | grep -c default; true";
     let text = engine.docker_ok(&["run", "--rm", "--network", "inner", "busybox", "sh", "-c", reach])?;
     ensure!(text.lines().count() == 2 && text.ends_with("\n0"), "{text:?}");
     engine.stop()
@@ -107,7 +127,10 @@ fn published() -> anyhow::Result<()> {
     ensure!(hidden.is_err(), "a port bound to loopback must not answer outside");
 
     let again = engine.docker(&["run", "--rm", "-p", "8080:80", "busybox", "true"]);
-    ensure!(again.code == 125 && again.stderr.contains("Bind for 0.0.0.0:8080 failed: port is already allocated"), "{again:?}");
+    ensure!(
+        again.code == 125 && again.stderr.contains("Bind for 0.0.0.0:8080 failed: port is already allocated"),
+        "{again:?}"
+    );
     ensure!(engine.docker_ok(&["ps", "-aq", "--filter", "status=running"])?.lines().count() == 1);
 
     engine.docker_ok(&["run", "-d", "--name", "uu", "-p", "5353:53/udp", "busybox", "sleep", "1000"])?;
@@ -122,7 +145,8 @@ fn published() -> anyhow::Result<()> {
     let socket = UdpSocket::bind("127.0.0.1:0")?;
     socket.set_read_timeout(Some(Duration::from_secs(1)))?;
     socket.connect("127.0.0.1:5353")?;
-    let answered = (0..5).any(|_| socket.send(b"ping").is_ok() && socket.recv(&mut [0; 16]).is_ok_and(|length| length == 4));
+    let answered =
+        (0..5).any(|_| socket.send(b"ping").is_ok() && socket.recv(&mut [0; 16]).is_ok_and(|length| length == 4));
     ensure!(answered, "UDP through a published port");
     engine.docker_ok(&["rm", "-f", "aa"])?;
     ensure!(story::http_get("127.0.0.1:8080", "/name").is_err(), "removed with its container");

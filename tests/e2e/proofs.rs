@@ -50,7 +50,8 @@ fn allocated_by_ovn() -> anyhow::Result<()> {
     let engine = engine()?;
     engine.docker_ok(&["run", "-d", "--name", "cc", "--network", "n", "busybox", "sleep", "1000"])?;
     let endpoint = engine.inspect("cc")?["NetworkSettings"]["Networks"]["n"].clone();
-    let (mac, address) = (endpoint["MacAddress"].as_str().context("mac")?, endpoint["IPAddress"].as_str().context("ip")?);
+    let (mac, address) =
+        (endpoint["MacAddress"].as_str().context("mac")?, endpoint["IPAddress"].as_str().context("ip")?);
     let find = format!("addresses=\"{mac} dynamic\"");
     let row = nbctl(&["--bare", "--columns=dynamic_addresses", "find", "Logical_Switch_Port", &find])?;
     ensure!(row.trim() == format!("{mac} {address}"), "OVN says {row:?}, inspect says {mac} {address}");
@@ -100,7 +101,24 @@ fn dhcp_row() -> anyhow::Result<()> {
     let run = ["run", "-d", "--name", "cc", "--network", "n", "--cap-add", "NET_ADMIN", "busybox", "sleep", "1000"];
     engine.docker_ok(&run)?;
     let id = engine.docker_ok(&["network", "inspect", "-f", "{{.Id}}", "n"])?;
-    let lease = || engine.docker(&["exec", "cc", "udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "2", "-T", "1", "-s", "/bin/true"]);
+    let lease = || {
+        engine.docker(&[
+            "exec",
+            "cc",
+            "udhcpc",
+            "-i",
+            "eth0",
+            "-n",
+            "-q",
+            "-f",
+            "-t",
+            "2",
+            "-T",
+            "1",
+            "-s",
+            "/bin/true",
+        ])
+    };
     unrepaired(|| {
         ensure!(lease().code == 0, "the way to the DHCP server does not lead through what stands still: {:?}", lease());
         destroy("DHCP_Options", &format!("external_ids:arca-network={id}"))?;
@@ -136,7 +154,19 @@ fn named_step() -> anyhow::Result<()> {
 
 fn own_client() -> anyhow::Result<()> {
     let engine = engine()?;
-    engine.docker_ok(&["run", "-d", "--name", "cc", "--network", "n", "--cap-add", "NET_ADMIN", "busybox", "sleep", "1000"])?;
+    engine.docker_ok(&[
+        "run",
+        "-d",
+        "--name",
+        "cc",
+        "--network",
+        "n",
+        "--cap-add",
+        "NET_ADMIN",
+        "busybox",
+        "sleep",
+        "1000",
+    ])?;
     let address = engine.address("cc", "n")?;
     let ask = "printf '#!/bin/sh\\n[ \"$1\" = bound ] && echo lease $ip $router >&2; true\\n' > /s; chmod +x /s; udhcpc -i eth0 -n -q -f -s /s 2>&1";
     let text = engine.docker_ok(&["exec", "cc", "sh", "-c", ask])?;
@@ -167,7 +197,20 @@ fn native_dns() -> anyhow::Result<()> {
 fn load_balancer_row() -> anyhow::Result<()> {
     let engine = engine()?;
     let serve = "mkdir /srv; echo ok > /srv/x; exec httpd -f -p 80 -h /srv";
-    engine.docker_ok(&["run", "-d", "--name", "cc", "--network", "n", "-p", "8080:80", "busybox", "sh", "-c", serve])?;
+    engine.docker_ok(&[
+        "run",
+        "-d",
+        "--name",
+        "cc",
+        "--network",
+        "n",
+        "-p",
+        "8080:80",
+        "busybox",
+        "sh",
+        "-c",
+        serve,
+    ])?;
     let served = || story::http_get("127.0.0.1:8080", "/x");
     unrepaired(|| {
         ensure!(served()? == "ok");

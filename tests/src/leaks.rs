@@ -56,7 +56,8 @@ impl Snapshot {
         let links: Vec<serde_json::Value> = serde_json::from_str(&isolation::output("ip", &["-json", "link"])?)?;
         all.extend(links.iter().filter_map(|link| Some((Kind::Interface, link["ifname"].as_str()?.to_owned()))));
         for line in fs::read_to_string("/proc/self/mountinfo")?.lines() {
-            let (place, source) = (line.split(' ').nth(4).unwrap_or_default(), line.split(" - ").nth(1).unwrap_or_default());
+            let (place, source) =
+                (line.split(' ').nth(4).unwrap_or_default(), line.split(" - ").nth(1).unwrap_or_default());
             all.insert((Kind::Mount, place.to_owned()));
             if source.starts_with("nsfs") {
                 all.insert((Kind::NetworkNamespace, place.to_owned()));

@@ -110,12 +110,28 @@ impl Story<'_> {
                 });
                 ensure!(held, "{interface} should hold {address} of {network}: {seen:?}");
             }
-            Ok(seen.iter().map(|(name, addresses)| format!("{name} {}", addresses.join(" "))).collect::<Vec<_>>().join(", "))
+            Ok(seen
+                .iter()
+                .map(|(name, addresses)| format!("{name} {}", addresses.join(" ")))
+                .collect::<Vec<_>>()
+                .join(", "))
         })?;
         let serve = SERVE.replace("PORT", "5432");
         let run = [
-            "run", "-d", "--name", "db", "--hostname", "db", "--network", "backend", "-p", "5432:5432", "busybox", "sh",
-            "-c", &serve,
+            "run",
+            "-d",
+            "--name",
+            "db",
+            "--hostname",
+            "db",
+            "--network",
+            "backend",
+            "-p",
+            "5432:5432",
+            "busybox",
+            "sh",
+            "-c",
+            &serve,
         ];
         self.docker("a database on backend, published", &run, |id| Ok(id[..12.min(id.len())].to_owned()))
     }
@@ -124,9 +140,12 @@ impl Story<'_> {
         let fetch = ["exec", "web", "wget", "-q", "-T", "5", "-O", "-", "http://db:5432/name"];
         self.docker("web finds db by name and reaches it", &fetch, |text| equal(text, "db"))?;
         let db = self.engine.address("db", "backend")?;
-        let stranger = format!("nslookup db >/dev/null 2>&1 && echo resolved; nc -w 1 {db} 5432 </dev/null && echo reached; true");
+        let stranger =
+            format!("nslookup db >/dev/null 2>&1 && echo resolved; nc -w 1 {db} 5432 </dev/null && echo reached; true");
         let run = ["run", "--rm", "--network", "frontend", "busybox", "sh", "-c", &stranger];
-        self.docker("a container on frontend alone does neither", &run, |text| equal(text, "").map(|_| "no name, no way".into()))
+        self.docker("a container on frontend alone does neither", &run, |text| {
+            equal(text, "").map(|_| "no name, no way".into())
+        })
     }
 
     fn ways_in_and_out(&mut self) -> anyhow::Result<()> {
@@ -134,7 +153,9 @@ impl Story<'_> {
             equal(&http_get("127.0.0.1:5432", "/name")?, "db")
         })?;
         let ask = ["exec", "web", "nc", "-w", "3", outside::ADDRESS, &outside::WHO_PORT.to_string()];
-        self.docker("the outside sees the host's address, not the container's", &ask, |text| equal(text, outside::GATEWAY))
+        self.docker("the outside sees the host's address, not the container's", &ask, |text| {
+            equal(text, outside::GATEWAY)
+        })
     }
 
     fn disconnect_stop_start(&mut self) -> anyhow::Result<()> {
