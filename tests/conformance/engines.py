@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts the two engines, each in network, mount and process namespaces of its own with everything below a folder.
+
+Used by `run`. Docker's own daemon comes from Debian packages that are unpacked into .cache, never installed. When the
+first process of the namespaces ends, everything in them is gone.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+TREE = os.path.dirname(os.path.dirname(HERE))
+CACHE = os.path.join(TREE, ".cache")
+# Debian suite and packages: sid's runc needs a newer C library than older machines have.
+PACKAGES = [("sid", ["docker.io", "containerd"]), ("bookworm", ["runc"])]
+NAMESPACES = ["unshare", "--net", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "--mount-proc"]
+SETTLE = """
+set -e
+mount --make-r{propagation} /
+mount -t tmpfs tmpfs /run
+ip link set lo up
+ip link add up0 type veth peer name up1
+ip link set up1 up
+ip address add 192.0.2.2/24 dev up0
+ip link set up0 up
+ip route add default via 192.0.2.1
+"""
+DOCKERD = """
+exec dockerd --host unix://$ROOT/d.sock --data-root $ROOT/data --exec-root $ROOT/exec --pidfile $ROOT/pid \
+    --config-file $ROOT/none.json --exec-opt native.cgroupdriver=cgroupfs --cgroup-parent /arca/conformance --iptables=false --ip6tables=false
+"""
+ARCA = """
+trap 'arca daemon stop --all' EXIT
+trap exit TERM
+arca daemon start
+sleep infinity & wait
+"""
+
+
+class Missing(Exception):
+    """Why there is no such engine here."""
+
+
+class Engine:
+    """A running engine; `stop` ends it and removes its folder."""
+
+    def __init__(self, name, script, environment, sock, propagation):
+        self.name = name
+        self.root = tempfile.mkdtemp(prefix="x-conf-", dir="/tmp")
+        self.socket = os.path.join(self.root, sock)
+        self.log = open(os.path.join(self.root, "log.txt"), "w+", encoding="utf-8")
+        environment = {**os.environ, **{key: value.replace("ROOT", self.root) for key, value in environment.items()}}
+        # The shell inside is the first process there; signals for it pass through unshare only as its end.
+        self.process = subprocess.Popen(
+            [*NAMESPACES, "bash", "-c", SETTLE.format(propagation=propagation) + script],
+            env={**environment, "ROOT": self.root}, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
+
+    def wait(self, seconds=60):
+        """Until the socket answers."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and self.process.poll() is None:
+            with socket.socket(socket.AF_UNIX) as stream:
+                try:
+                    stream.connect(self.socket)
+                    return
+                except OSError:
+                    time.sleep(0.05)
+        self.log.seek(0)
+        tail = "".join(self.log.readlines()[-8:])
+        self.stop()
+        raise Missing(f"{self.name} did not start:\n{tail}")
+
+    def stop(self):
+        """Ends everything in its namespaces."""
+        inside = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False)
+        for pid in inside.stdout.split():
+            os.kill(int(pid), 15)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.log.close()
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+def reference():
+    """Docker's own engine; Missing where it cannot be had."""
+    if os.geteuid() != 0:
+        raise Missing("needs root")
+    folder = os.path.join(CACHE, "reference")
+    if not os.path.exists(os.path.join(folder, "usr/sbin/dockerd")):
+        stage = folder + ".new"
+        shutil.rmtree(stage, ignore_errors=True)
+        for suite, packages in PACKAGES:
+            done = subprocess.run([os.path.join(TREE, "helpervm-image/unpack"), suite, os.path.join(CACHE, "apt"), stage,
+                                   *packages], capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise Missing(done.stderr.strip() or done.stdout.strip())
+        os.rename(stage, folder)
+    path = f"{folder}/usr/sbin:{folder}/usr/bin:{os.environ['PATH']}"
+    return Engine("dockerd", DOCKERD, {"PATH": path}, "d.sock", "shared")
+
+
+def arca():
+    """The engine of this tree: ARCA_BIN_DIR has its programs."""
+    binaries = os.environ.get("ARCA_BIN_DIR", os.path.join(TREE, "target/release"))
+    if not os.path.exists(os.path.join(binaries, "arca")):
+        sys.exit(f"conformance: no arca in {binaries}: build it with ./dev build, or set ARCA_BIN_DIR")
+    helper = os.environ.get("ARCA_HELPER_ROOT", os.path.join(CACHE, "helper-image/rootfs"))
+    environment = {"PATH": f"{binaries}:{os.environ['PATH']}", "ARCA_HOME": "ROOT", "ARCA_HELPER_ROOT": helper}
+    return Engine("arca", ARCA, environment, "arca.sock", "private")

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Takes out of an answer what no two runs have in common: ids, times, hardware addresses, folders.
+
+Used by `run`. Whatever stays is compared as it is, so a missing key, `null` for `{}`, another word or another order of
+events shows.
+"""
+
+import re
+
+# In this order: an id inside a path is named before the path is.
+TEXT = [
+    (re.compile(r"\b[0-9a-f]{64}\b"), "<id>"),
+    (re.compile(r"\b0001-01-01T00:00:00Z"), "<never>"),
+    (re.compile(r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?( ?(Z|[+-]\d\d:?\d\d)( [A-Z]{3})?)?"), "<time>"),
+    (re.compile(r"\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b"), "<mac>"),
+    (re.compile(r"\b[0-9a-f]{12}\b"), "<short>"),
+    (re.compile(r"\b(Up|Exited \(\d+\)|Created|Restarting \(\d+\)) (Less than a second|About an? \w+|\d+ \w+)( ago)?"),
+     r"\1 <while>"),
+    (re.compile(r"\b(Less than a second|About an? \w+|\d+ (seconds?|minutes?|hours?|months?|years?)) ago"), "<while> ago"),
+    (re.compile(r"\b3(2[7-9]|[3-9]\d)\d\d\d\b|\b(4|5)\d{4}\b|\b60\d{3}\b"), "<port>"),
+]
+# Fields that differ from machine to machine, from engine to engine by nature, or from run to run.
+MASKED = {
+    "Pid", "SizeRootFs", "time", "timeNano", "execDuration", "SandboxKey", "NEventsListener", "NFd", "NGoroutines",
+    "SystemTime", "Created", "LastTagTime",
+}
+
+
+def normal(value, replaced, key=""):
+    """`value` with volatile parts named; `replaced` is [(text, name)] of this engine's own folders and sockets."""
+    if isinstance(value, dict):
+        return {normal(name, replaced): normal(part, replaced, name) for name, part in value.items()}
+    if isinstance(value, list):
+        return [normal(part, replaced, key) for part in value]
+    if key in MASKED and value not in (None, "", 0):
+        return f"<{key}:{type(value).__name__}>"
+    if isinstance(value, str):
+        for text, name in replaced:
+            value = value.replace(text, name)
+        for pattern, name in TEXT:
+            value = pattern.sub(name, value)
+    return value
+
+
+def differences(docker, arca, path=""):
+    """[(path, docker's, arca's)] of two normalised answers."""
+    if isinstance(docker, dict) and isinstance(arca, dict):
+        found = []
+        for key in [*docker, *(key for key in arca if key not in docker)]:
+            where = f"{path}.{key}"
+            if key not in arca:
+                found.append((where, docker[key], "(absent)"))
+            elif key not in docker:
+                found.append((where, "(absent)", arca[key]))
+            else:
+                found += differences(docker[key], arca[key], where)
+        return found
+    if isinstance(docker, list) and isinstance(arca, list) and len(docker) == len(arca):
+        found = []
+        for index, (left, right) in enumerate(zip(docker, arca)):
+            found += differences(left, right, f"{path}[{index}]")
+        return found
+    same = type(docker) is type(arca) and docker == arca
+    return [] if same else [(path, docker, arca)]
