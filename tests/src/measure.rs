@@ -117,6 +117,118 @@ pub fn stream(from: u32, to: u32, address: &str, time: Duration) -> anyhow::Resu
     })
 }
 
+/// UDP datagrams with 64 bytes of payload, for a time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Load {
+    /// Sent, packets per second. Less than asked for where the sender could not keep up.
+    pub offered: f64,
+    /// Received, packets per second of the same time.
+    pub received: f64,
+}
+
+impl Load {
+    /// Share of the packets that did not arrive, 0 to 1.
+    #[must_use]
+    pub fn loss(&self) -> f64 {
+        if self.offered > 0.0 { 1.0 - self.received / self.offered } else { 0.0 }
+    }
+}
+
+/// Sends UDP at `rate` packets per second (infinite: as fast as one thread can) for `time`.
+///
+/// # Errors
+/// If a socket fails.
+pub fn udp_load(from: u32, to: u32, address: &str, rate: f64, time: Duration) -> anyhow::Result<Load> {
+    /// What is on the way when the sender ends arrives within this.
+    const DRAIN: Duration = Duration::from_millis(200);
+    let server = in_network_of(to, || UdpSocket::bind((address, 0)))?;
+    // The receiver is not what is measured: its queue takes what comes while its thread waits for a core.
+    nix::sys::socket::setsockopt(&server, nix::sys::socket::sockopt::RcvBufForce, &(16 << 20))?;
+    server.set_read_timeout(Some(DRAIN))?;
+    let target = server.local_addr()?;
+    let client = in_network_of(from, || UdpSocket::bind(("0.0.0.0", 0)))?;
+    client.connect(target)?;
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let receiver = scope.spawn(|| {
+            let (mut received, mut buffer) = (0_u64, [0; 128]);
+            loop {
+                match server.recv(&mut buffer) {
+                    Ok(_) => received += 1,
+                    Err(_) if done.load(std::sync::atomic::Ordering::Acquire) => return received,
+                    Err(_) => {}
+                }
+            }
+        });
+        let sent = send_paced(&client, rate, time);
+        done.store(true, std::sync::atomic::Ordering::Release);
+        let received = receiver.join().map_err(|_| anyhow::anyhow!("the receiver panicked"))?;
+        let (sent, taken) = sent?;
+        #[expect(clippy::cast_precision_loss, reason = "a rate")]
+        let per_second = |count: u64| count as f64 / taken.as_secs_f64();
+        Ok(Load { offered: per_second(sent), received: per_second(received) })
+    })
+}
+
+/// Packets sent, and in what time.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "far below 2^53")]
+fn send_paced(client: &UdpSocket, rate: f64, time: Duration) -> anyhow::Result<(u64, Duration)> {
+    /// What a sender that was kept from the processor makes up for at once. Queues hold more; the rest is not offered.
+    const BURST: u64 = 128;
+    let (mut sent, mut tries, mut forgone, began) = (0_u64, 0_u64, 0_u64, Instant::now());
+    loop {
+        let passed = began.elapsed();
+        if passed >= time {
+            return Ok((sent, passed));
+        }
+        let due = if rate.is_finite() { (rate * passed.as_secs_f64()) as u64 - forgone } else { tries + 64 };
+        forgone += due.saturating_sub(tries + BURST);
+        let due = due.min(tries + BURST);
+        if due <= tries {
+            pace(Duration::from_micros(200));
+        }
+        while tries < due {
+            tries += 1;
+            match client.send(&[0; 64]) {
+                Ok(_) => sent += 1,
+                // A full queue of the sender's own interface is loss, and the packet counts as offered.
+                Err(error) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => sent += 1,
+                Err(error) => return Err(error).context("send"),
+            }
+        }
+    }
+}
+
+/// The greatest rate with less than 1 % loss, found by offering more until it is lost and then halving the step.
+///
+/// # Errors
+/// If a socket fails.
+pub fn udp_capacity(from: u32, to: u32, address: &str, time: Duration) -> anyhow::Result<Load> {
+    const STEPS: usize = 5;
+    // A trial is repeated once: another program's moment on the processor is not the path's limit.
+    let trial = |rate: f64| -> anyhow::Result<Option<Load>> {
+        for _ in 0..2 {
+            let load = udp_load(from, to, address, rate, time)?;
+            if load.loss() < 0.01 && load.offered > rate * 0.9 {
+                return Ok(Some(load));
+            }
+        }
+        Ok(None)
+    };
+    let (mut best, mut low, mut high) = (Load::default(), 0.0, 20_000.0);
+    while let Some(load) = trial(high)? {
+        (best, low, high) = (load, high, high * 1.5);
+    }
+    for _ in 0..STEPS {
+        let middle = f64::midpoint(low, high);
+        match trial(middle)? {
+            Some(load) => (best, low) = (load, middle),
+            None => high = middle,
+        }
+    }
+    Ok(best)
+}
+
 /// Sends `megabytes` of random bytes over one TCP connection and compares the digests of both ends. `strike` is called
 /// with the number of each sent megabyte, on the sender's thread: that is where tests kill daemons.
 ///
