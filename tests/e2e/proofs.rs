@@ -3,7 +3,10 @@
 //!
 //! Rows are looked at (and broken) with the helper image's own `ovn-nbctl`, from outside the engine.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, ensure};
 use arca_tests::{engine::Engine, isolation, measure, story};
@@ -60,20 +63,31 @@ fn allocated_by_ovn() -> anyhow::Result<()> {
     engine.stop()
 }
 
-/// Runs `work` while the agent repairs nothing: its control thread stands still. Its other threads, which move frames, go
-/// on, so what fails meanwhile fails for want of the row and not of the way.
+/// Runs `work` while the agent repairs nothing: its threads for control stand still. Those that move frames go on, so
+/// what fails meanwhile fails for want of the row and not of the way.
 fn unrepaired<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     use nix::sys::{
         ptrace,
         wait::{WaitPidFlag, waitpid},
     };
-    let agent = Pid::from_raw(helper_process("arca-helper-agent", Some("agent"))?);
-    // A thread is stopped by tracing it: a stop signal would stop them all.
-    ptrace::seize(agent, ptrace::Options::empty()).context("trace the agent")?;
-    ptrace::interrupt(agent)?;
-    waitpid(agent, Some(WaitPidFlag::__WALL))?;
+    let agent = helper_process("arca-helper-agent", Some("agent"))?;
+    let mut stopped = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{agent}/task"))?.flatten() {
+        let name = fs::read_to_string(entry.path().join("comm"))?;
+        if name.starts_with("link-") {
+            continue;
+        }
+        let thread = Pid::from_raw(entry.file_name().to_string_lossy().parse()?);
+        // Threads are stopped by tracing them: a stop signal would stop them all.
+        ptrace::seize(thread, ptrace::Options::empty()).context("trace the agent")?;
+        ptrace::interrupt(thread)?;
+        waitpid(thread, Some(WaitPidFlag::__WALL))?;
+        stopped.push(thread);
+    }
     let result = work();
-    ptrace::detach(agent, None)?;
+    for thread in stopped {
+        ptrace::detach(thread, None)?;
+    }
     result
 }
 

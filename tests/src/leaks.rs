@@ -80,7 +80,7 @@ impl Snapshot {
     }
 }
 
-/// Control groups of the engines of this process, those with any other name, and the empty parent of all.
+/// Control groups of the engines of this process and the one that shows the check a leak, and the empty parent of all.
 fn engines(root: &Path, all: &mut BTreeSet<(Kind, String)>) {
     let Ok(entries) = fs::read_dir(root) else { return };
     let folders: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
@@ -90,8 +90,7 @@ fn engines(root: &Path, all: &mut BTreeSet<(Kind, String)>) {
     let ours = engine::tags();
     for folder in folders {
         let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let is_tag = name.len() == 8 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
-        if !is_tag || ours.contains(&name) {
+        if name == "leak-check" || ours.contains(&name) {
             groups(&folder, all);
         }
     }

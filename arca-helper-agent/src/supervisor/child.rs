@@ -7,6 +7,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,8 @@ impl Child {
     /// by the supervisor's one reaper, so the standard library's handle is dropped.
     pub(super) fn start(&mut self) -> io::Result<Option<OwnedFd>> {
         let mut command = Command::new(self.program.path);
+        // What ps shows: a path such as /proc/self/exe says nothing there.
+        command.arg0(if self.program.path.starts_with("/proc/") { self.program.name } else { self.program.path });
         command.args(&self.program.arguments).env_clear().env("PATH", "/usr/sbin:/usr/bin");
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(if self.program.captured { Stdio::piped() } else { Stdio::inherit() });
