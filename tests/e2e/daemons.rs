@@ -4,7 +4,12 @@
 use std::{fs, process::Stdio};
 
 use anyhow::{Context as _, ensure};
-use arca_tests::{engine::Engine, measure, story};
+use arca_tests::{
+    engine::Engine,
+    isolation, measure,
+    outside::{self, Outside},
+    story,
+};
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 
 use crate::Test;
@@ -110,9 +115,12 @@ fn stop_start() -> anyhow::Result<()> {
     let (a, b, address) = (engine.pid("aa")?, engine.pid("bb")?, engine.address("bb", "n")?);
     engine.arca(&["daemon", "stop"]).ok()?;
     ensure!(fs::metadata(format!("/proc/{a}")).is_ok(), "containers outlive the daemons");
+    ensure!(engine.arca(&["daemon", "status"]).code == 3, "no daemon is left");
     engine.arca(&["daemon", "start"]).ok()?;
     ensure!(engine.pid("aa")? == a && engine.pid("bb")? == b && engine.address("bb", "n")? == address);
     measure::transfer(a, b, &address, 8, |_| Ok(()))?;
+    // What a stopped engine left running can still be ended: the harness sees whether anything is left.
+    engine.arca(&["daemon", "stop"]).ok()?;
     engine.stop()
 }
 
@@ -148,13 +156,41 @@ pub(crate) fn helper_process(program: &str, word: Option<&str>) -> anyhow::Resul
 }
 
 fn two_engines() -> anyhow::Result<()> {
-    let (one, two) = (engine()?, engine()?);
-    for engine in [&one, &two] {
+    let outside = Outside::start()?;
+    let forwarding = || fs::read_to_string("/proc/sys/net/ipv4/ip_forward");
+    ensure!(forwarding()?.trim() == "0", "a new network namespace forwards nothing");
+    // At the same moment: both look for a free uplink network then.
+    let (one, two) = std::thread::scope(|scope| {
+        let other = scope.spawn(engine);
+        (engine(), other.join())
+    });
+    let (one, two) = (one?, two.map_err(|_| anyhow::anyhow!("an engine's start panicked"))??);
+    let uplink = |engine: &Engine| isolation::output("ip", &["-4", "-o", "address", "show", "dev", &engine.uplink()]);
+    let network = |text: String| text.split_whitespace().nth(3).map(str::to_owned).context("an address");
+    let (first, second) = (network(uplink(&one)?)?, network(uplink(&two)?)?);
+    ensure!(first != second, "both have the uplink network of {first}");
+
+    let serve = "mkdir /srv; echo $0 > /srv/name; exec httpd -f -p 80 -h /srv";
+    for (engine, name, port) in [(&one, "first", "8080:80"), (&two, "second", "8081:80")] {
         engine.docker_ok(&["network", "create", "same"])?;
-        engine.docker_ok(&["run", "-d", "--name", "same", "--network", "same", "busybox", "sleep", "1000"])?;
+        let run = ["run", "-d", "--name", "same", "--network", "same", "-p", port, "busybox", "sh", "-c", serve, name];
+        engine.docker_ok(&run)?;
     }
     ensure!(one.docker_ok(&["ps", "-q"])? != two.docker_ok(&["ps", "-q"])?);
+    let ask = |engine: &Engine| {
+        engine.docker_ok(&["exec", "same", "nc", "-w", "3", outside::ADDRESS, &outside::WHO_PORT.to_string()])
+    };
+    let come_in = |port: u16| {
+        let address = format!("{}:{port}", outside::GATEWAY);
+        isolation::in_network_of(outside.pid(), || story::http_get(&address, "/name"))
+    };
+    ensure!(come_in(8080)? == "first" && come_in(8081)? == "second");
+    ensure!(ask(&one)? == outside::GATEWAY && ask(&two)? == outside::GATEWAY);
+
     one.stop()?;
     ensure!(two.docker_ok(&["exec", "same", "echo", "here"])? == "here");
-    two.stop()
+    ensure!(come_in(8081)? == "second" && ask(&two)? == outside::GATEWAY, "the second engine needs nothing of the first");
+    two.stop()?;
+    ensure!(forwarding()?.trim() == "0", "forwarding is as it was");
+    Ok(())
 }

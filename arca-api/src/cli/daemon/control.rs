@@ -4,6 +4,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{Read as _, Seek as _, SeekFrom},
+    path::Path,
     process::Stdio,
     time::Duration,
 };
@@ -29,8 +30,14 @@ use crate::cli::{docker, platform, print};
 /// How long a stopping engine may take.
 const STOP: Duration = Duration::from_secs(30);
 
-/// Starts the supervisor in a session of its own and waits for its one line.
+/// Starts the engine and prints its one line.
 pub(super) async fn start(config: &Config, common: &CommonArgs) -> anyhow::Result<()> {
+    print(&launch(config, common).await?);
+    Ok(())
+}
+
+/// Starts the supervisor in a session of its own and waits for its one line.
+async fn launch(config: &Config, common: &CommonArgs) -> anyhow::Result<String> {
     preflight::check(config)?;
     if let Some(pid) = lock::holder(config)? {
         let text = format!("the engine runs already (pid {pid}); `arca daemon status` shows it");
@@ -55,8 +62,7 @@ pub(super) async fn start(config: &Config, common: &CommonArgs) -> anyhow::Resul
         BufReader::new(stdout).read_line(&mut line).await?;
     }
     if line.starts_with("DOCKER_HOST=") {
-        print(line.trim_end());
-        return Ok(());
+        return Ok(line.trim_end().to_owned());
     }
     // It gave up before it was ready: the last line it logged is the reason, its exit code ours.
     let code = child.wait().await?.code().and_then(|code| u8::try_from(code).ok());
@@ -70,22 +76,38 @@ pub(super) async fn start(config: &Config, common: &CommonArgs) -> anyhow::Resul
 }
 
 /// Ends the daemons; with `all` also containers and the helper machine.
-pub(super) async fn stop(config: &Config, all: bool) -> anyhow::Result<()> {
-    let Some(pid) = lock::holder(config)? else {
-        print("the engine is not running");
-        return Ok(());
+pub(super) async fn stop(config: &Config, common: &CommonArgs, all: bool) -> anyhow::Result<()> {
+    let pid = match lock::holder(config)? {
+        Some(pid) => pid,
+        // Only its own daemons know how to end what an engine that was stopped left running: they adopt it first.
+        None if all && machines_left(config) => {
+            launch(config, common).await.context("start the engine, to end what it left running")?;
+            lock::holder(config)?.context("the engine has ended again; see its log")?
+        }
+        None => {
+            print("the engine is not running");
+            return Ok(());
+        }
     };
+    let mut helper = Ok(());
     if all {
         let stopped = docker::stop_all(&config.paths.docker_socket).await;
         stopped.context("stop the containers (their machines go on; `arca daemon logs arca-api` may say why)")?;
         let mut netd = NetdClient::new(arca_proto::dial::unix_channel(&config.paths.netd_socket()));
-        netd.stop_helper(StopHelperRequest {}).await.context("stop the helper machine")?;
+        helper = netd.stop_helper(StopHelperRequest {}).await.map(drop).context("stop the helper machine");
     }
     let ended = lock::released(config)?;
     kill(Pid::from_raw(pid), Signal::SIGTERM).with_context(|| format!("signal the supervisor (pid {pid})"))?;
     if tokio::time::timeout(STOP, ended).await.is_err() {
         bail!("the supervisor (pid {pid}) did not end within {} s; see its log", STOP.as_secs());
     }
+    helper?;
     print(if all { "stopped, containers and helper machine too" } else { "stopped; containers go on" });
     Ok(())
+}
+
+/// Whether machines may still run: their sockets go last.
+fn machines_left(config: &Config) -> bool {
+    let holds_something = |folder: &Path| std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
+    holds_something(&config.paths.run.join("m")) || holds_something(&config.paths.helper_sockets())
 }

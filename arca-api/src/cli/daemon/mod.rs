@@ -65,7 +65,7 @@ pub fn run(command: Command, common: &CommonArgs) -> anyhow::Result<()> {
         match command {
             Command::Run => supervise::run(&config).await,
             Command::Start => control::start(&config, common).await,
-            Command::Stop { all } => control::stop(&config, all).await,
+            Command::Stop { all } => control::stop(&config, common, all).await,
             Command::Status { json } => status::show(&config, json).await,
             Command::Logs { daemon, follow, tail } => logs::show(&config, daemon.as_deref(), follow, tail).await,
         }

@@ -33,8 +33,9 @@ use super::{DAEMONS, lock, preflight};
 use crate::cli::print;
 
 /// A daemon that lived this long starts again without delay.
-const HEALTHY: Duration = Duration::from_secs(10);
-const LONGEST_DELAY: Duration = Duration::from_secs(5);
+const HEALTHY: Duration = Duration::from_secs(1);
+/// Traffic waits for arca-relayd: even one that was killed over and over is back within this.
+const LONGEST_DELAY: Duration = Duration::from_secs(1);
 /// Between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -213,7 +214,7 @@ impl Daemon {
     }
 }
 
-const FIRST_DELAY: Duration = Duration::from_millis(50);
+const FIRST_DELAY: Duration = Duration::from_millis(10);
 
 fn describe(status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt as _;
