@@ -15,24 +15,6 @@ use crate::{docker::time::now, http::filters::Filters};
 /// Events kept for `since`.
 const RING: usize = 1024;
 
-/// Filter keys that `GET /events` knows.
-pub const FILTERS: &[&str] = &[
-    "config",
-    "container",
-    "daemon",
-    "event",
-    "image",
-    "label",
-    "network",
-    "node",
-    "plugin",
-    "scope",
-    "secret",
-    "service",
-    "type",
-    "volume",
-];
-
 /// One event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Event {

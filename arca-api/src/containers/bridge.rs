@@ -43,8 +43,10 @@ pub struct Bridge {
     pub session: Session,
     /// Counted until the output is delivered.
     pub serving: Serving,
-    /// A terminal: output as it is, not framed, and the client's end of input ends the session (a terminal has none).
+    /// A terminal: output as it is, not framed.
     pub raw: bool,
+    /// The client's end of input ends the session: a terminal has none, and an input that stays open has it later.
+    pub leave_at_end: bool,
     /// Scanned for in the input; only a terminal has them.
     pub keys: Option<DetachKeys>,
 }
@@ -61,11 +63,11 @@ pub async fn run_and_then(
     mut to_client: Output,
     note: impl FnOnce(&Ended),
 ) -> Ended {
-    let Bridge { session, serving, raw, keys } = bridge;
+    let Bridge { session, serving, raw, leave_at_end, keys } = bridge;
     let Session { input, mut output, stdin } = session;
     let closer = input.clone();
     let ended = {
-        let inward = inward(&mut from_client, input, stdin, keys, raw);
+        let inward = inward(&mut from_client, input, stdin, keys, leave_at_end);
         let outward = outward(&mut to_client, &mut output, raw);
         tokio::pin!(inward, outward);
         tokio::select! {
@@ -74,7 +76,7 @@ pub async fn run_and_then(
             ended = &mut inward => ended,
         }
     };
-    if ended == Ended::ClientGone && stdin && !raw {
+    if ended == Ended::ClientGone && stdin && !leave_at_end {
         // arca-init closes nothing by itself: a client that is gone has no more input.
         let _ = closer.send(close_stdin()).await;
     }

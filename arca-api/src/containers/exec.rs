@@ -84,7 +84,7 @@ impl Exec {
     pub fn to_json(&self) -> Value {
         let state = self.state();
         let words = self.config.cmd.clone().unwrap_or_default();
-        json!({
+        let mut out = json!({
             "ID": self.id,
             "Running": state.running,
             "ExitCode": state.exit_code,
@@ -93,7 +93,6 @@ impl Exec {
                 "entrypoint": words.first(),
                 "arguments": words.get(1..).unwrap_or_default(),
                 "privileged": self.config.privileged,
-                "user": self.config.user,
             },
             "OpenStdin": self.config.attach_stdin,
             "OpenStderr": self.config.attach_stderr,
@@ -102,7 +101,11 @@ impl Exec {
             "ContainerID": self.container.id,
             "DetachKeys": "",
             "Pid": state.pid,
-        })
+        });
+        if !self.config.user.is_empty() {
+            out["ProcessConfig"]["user"] = json!(self.config.user);
+        }
+        out
     }
 }
 
@@ -138,43 +141,73 @@ impl Execs {
     }
 }
 
-/// Checks that a container can take an exec.
-fn usable(container: &Container) -> ApiResult<Live> {
+/// Checks that a container, called `name` by the client, can take an exec.
+fn usable(container: &Container, name: &str) -> ApiResult<Live> {
     let live = container.running()?;
     match container.with(|record| record.state.status) {
         Status::Paused => {
-            Err(ApiError::conflict(format!("container {} is paused, unpause the container before exec", container.id)))
+            Err(ApiError::conflict(format!("Container {name} is paused, unpause the container before exec")))
         }
         _ => Ok(live),
     }
 }
 
+/// The OCI process of an exec.
+///
+/// # Errors
+/// 400 for a user that the container does not know.
+pub fn process(engine: &Engine, exec: &Exec) -> ApiResult<Value> {
+    let config = &exec.config;
+    let record = exec.container.record();
+    let mounts = bind_mounts(engine, &record);
+    let root: Vec<_> =
+        [engine.folder(&record.id).join("upper")].into_iter().chain(record.layers.iter().cloned()).collect();
+    let input =
+        spec::Input { id: &record.id, config: &record.config, host: &record.host, mounts: &mounts, root: &root };
+    let options = spec::ExecOptions {
+        command: config.cmd.clone().unwrap_or_default(),
+        env: config.env.clone().unwrap_or_default(),
+        user: config.user.clone(),
+        working_dir: config.working_dir.clone(),
+        privileged: config.privileged,
+        tty: config.tty,
+    };
+    spec::exec_process(&input, &options).map_err(|error| ApiError::bad_request(error.to_string()))
+}
+
 /// `POST /containers/ID/exec`: checks and remembers.
 ///
 /// # Errors
-/// 409 if the container does not run, 400 without a command.
-pub fn create(engine: &Engine, container: &Arc<Container>, config: ExecConfig) -> ApiResult<Arc<Exec>> {
-    usable(container)?;
-    if config.cmd.as_ref().is_none_or(Vec::is_empty) {
-        return Err(ApiError::bad_request("no exec command specified"));
-    }
+/// 409 if the container does not run.
+pub fn create(engine: &Engine, container: &Arc<Container>, name: &str, config: ExecConfig) -> ApiResult<Arc<Exec>> {
+    usable(container, name)?;
     engine.execs.sweep();
-    let words = config.cmd.clone().unwrap_or_default().join(" ");
+    let line = command_line(config.cmd.as_deref().unwrap_or_default());
     let exec = Arc::new(Exec { id: names::new_id(), container: container.clone(), config, state: Mutex::default() });
     engine.execs.0.lock().unwrap_or_else(PoisonError::into_inner).insert(exec.id.clone(), exec.clone());
-    container.emit(engine, format!("exec_create: {words}"), &[("execID", exec.id.clone())]);
+    container.emit(engine, format!("exec_create: {line}"), &[("execID", exec.id.clone())]);
     Ok(exec)
+}
+
+/// As events show it: the arguments follow a space, also when there are none.
+fn command_line(words: &[String]) -> String {
+    let (first, rest) = words.split_first().map_or(("", [].as_slice()), |(first, rest)| (first.as_str(), rest));
+    format!("{first} {}", rest.join(" "))
 }
 
 /// Claims the exec for its one start.
 ///
 /// # Errors
-/// 409 if it was started, or its container stopped meanwhile.
+/// 404 if its container stopped meanwhile, 409 if it was started.
 pub fn claim(exec: &Exec) -> ApiResult<Live> {
-    let live = usable(&exec.container)?;
+    let gone = |error: ApiError| match exec.container.live() {
+        Some(_) => error,
+        None => ApiError::not_found(format!("No such exec instance: {}", exec.id)),
+    };
+    let live = usable(&exec.container, &exec.container.id).map_err(gone)?;
     let mut state = exec.state.lock().unwrap_or_else(PoisonError::into_inner);
     if state.started {
-        return Err(ApiError::conflict(format!("exec {} has already run", exec.id)));
+        return Err(ApiError::conflict(format!("exec command {} has already run", exec.id)));
     }
     state.started = true;
     Ok(live)
@@ -186,22 +219,12 @@ pub fn claim(exec: &Exec) -> ApiResult<Live> {
 /// `OCI runtime exec failed: …`; the exec then has exit code 126 or 127.
 pub async fn start(engine: &Arc<Engine>, exec: &Arc<Exec>, live: &Live) -> ApiResult<Session> {
     let config = &exec.config;
-    let record = exec.container.record();
     let words = config.cmd.clone().unwrap_or_default();
-    let mounts = bind_mounts(engine, &record);
-    let root: Vec<_> =
-        [engine.folder(&record.id).join("upper")].into_iter().chain(record.layers.iter().cloned()).collect();
-    let input =
-        spec::Input { id: &record.id, config: &record.config, host: &record.host, mounts: &mounts, root: &root };
-    let options = spec::ExecOptions {
-        command: words.clone(),
-        env: config.env.clone().unwrap_or_default(),
-        user: config.user.clone(),
-        working_dir: config.working_dir.clone(),
-        privileged: config.privileged,
-        tty: config.tty,
-    };
-    let process = spec::exec_process(&input, &options).map_err(|error| ApiError::bad_request(error.to_string()))?;
+    let process = process(engine, exec)?;
+    if !config.working_dir.is_empty() && !config.working_dir.starts_with('/') {
+        exec.change(|state| state.exit_code = Some(128));
+        return Err(ApiError::bad_request("OCI runtime exec failed: exec failed: Cwd must be an absolute path"));
+    }
     let [rows, columns] = config.console_size.unwrap_or_default();
     let request = init::ExecRequest {
         process: Some(exec.process()),
@@ -211,7 +234,7 @@ pub async fn start(engine: &Arc<Engine>, exec: &Arc<Exec>, live: &Live) -> ApiRe
         rows,
         columns,
     };
-    exec.container.emit(engine, format!("exec_start: {}", words.join(" ")), &[("execID", exec.id.clone())]);
+    exec.container.emit(engine, format!("exec_start: {}", command_line(&words)), &[("execID", exec.id.clone())]);
     let started = match live.init.clone().exec(request).await {
         Ok(started) => started.into_inner(),
         Err(status) => {
@@ -221,8 +244,8 @@ pub async fn start(engine: &Arc<Engine>, exec: &Arc<Exec>, live: &Live) -> ApiRe
             };
             exec.change(|state| state.exit_code = Some(code));
             return Err(ApiError::bad_request(format!(
-                "OCI runtime exec failed: exec failed: unable to start container process: {}: unknown",
-                status.message()
+                "OCI runtime exec failed: exec failed: unable to start container process: {}",
+                status.message().replace("is a directory: permission denied", "permission denied")
             )));
         }
     };
@@ -273,7 +296,7 @@ pub fn end(engine: &Engine, exec: &Exec, code: i32) {
 /// `POST /exec/ID/resize`.
 ///
 /// # Errors
-/// 409 if it does not run.
+/// 404 if it does not run.
 pub async fn resize(exec: &Exec, rows: u32, columns: u32) -> ApiResult<()> {
     let live = exec.container.running()?;
     live.init
@@ -283,7 +306,7 @@ pub async fn resize(exec: &Exec, rows: u32, columns: u32) -> ApiResult<()> {
         .map(|_| ())
         .map_err(|status| match status.code() {
             tonic::Code::NotFound | tonic::Code::FailedPrecondition => {
-                ApiError::conflict(format!("exec {} is not running", exec.id))
+                ApiError::not_found(format!("NotFound: process does not exist {}: not found", exec.id))
             }
             _ => ApiError::internal(status.message().to_owned()),
         })

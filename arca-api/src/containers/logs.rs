@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     containers::{Container, follow},
-    docker::time::{from_rfc3339, parse_point, rfc3339_fixed},
+    docker::time::{from_rfc3339, parse_timestamp, rfc3339_fixed},
     http::{
         ApiError, ApiResult,
         hijack::{StreamKind, frame_header},
@@ -45,15 +45,15 @@ impl LogOptions {
     /// Reads the query of `GET /containers/ID/logs`.
     ///
     /// # Errors
-    /// 400 if no stream is chosen or a time cannot be read.
+    /// 400 if no stream is chosen, 500 if a time cannot be read.
     pub fn from_query(query: &Query, raw: bool) -> ApiResult<Self> {
         let options = Self {
             stdout: query.flag("stdout"),
             stderr: query.flag("stderr"),
             follow: query.flag("follow"),
             timestamps: query.flag("timestamps"),
-            since: parse_point(query.get("since"))?,
-            until: parse_point(query.get("until"))?,
+            since: parse_timestamp(query.get("since"))?,
+            until: parse_timestamp(query.get("until"))?,
             // As in Docker, what is no number is "all".
             tail: query.get("tail").parse().ok(),
             raw,

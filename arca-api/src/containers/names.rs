@@ -47,7 +47,12 @@ pub fn check(name: &str) -> ApiResult<String> {
     if first && rest {
         return Ok(bare.to_owned());
     }
-    Err(ApiError::bad_request(format!("Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed")))
+    Err(invalid(name))
+}
+
+/// The fault of a name.
+pub fn invalid(name: &str) -> ApiError {
+    ApiError::bad_request(format!("Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"))
 }
 
 #[cfg(test)]

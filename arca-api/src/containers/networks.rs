@@ -188,7 +188,6 @@ async fn set_up_all(
         // A network given by id prefix is shown under its name.
         record.networks.remove(&name);
         record.networks.insert(endpoint.network_name.clone(), Attachment { settings, mac_asked: wish.mac_asked });
-        emit(engine, container, "connect", &endpoint.network_id, &endpoint.network_name).await;
     }
     let bindings = crate::docker::ports::bindings(
         &record.host.port_bindings,
@@ -207,6 +206,15 @@ async fn set_up_all(
         }
     }
     Ok(())
+}
+
+/// The connect events of a start, once nothing can fail any more but the process itself.
+pub async fn announce(engine: &Engine, container: &Container, record: &Record) {
+    for name in order(record) {
+        if let Some(network) = record.networks.get(&name).filter(|network| !network.settings.endpoint_id.is_empty()) {
+            emit(engine, container, "connect", &network.settings.network_id, &name).await;
+        }
+    }
 }
 
 /// Removes every endpoint and published port of a container that has ended. Goes on where it can: what arca-netd
@@ -365,7 +373,7 @@ pub async fn disconnect(engine: &Arc<Engine>, container: &Arc<Container>, networ
     let known = netd.get_network(netd::GetNetworkRequest { name_or_id: network.to_owned() }).await;
     let running = record.state.is_running();
     let not_connected = |name: &str| {
-        let article = if running && !force { "" } else { "the " };
+        let article = if running { "" } else { "the " };
         ApiError::internal(format!("container {} is not connected to {article}network {name}", record.id))
     };
     let (id, name) = match known {

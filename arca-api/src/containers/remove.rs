@@ -37,7 +37,7 @@ pub async fn remove(engine: &Arc<Engine>, container: &Arc<Container>, options: O
                 Status::Paused => "container is paused and must be unpaused first".to_owned(),
                 _ => format!("container is {}: stop the container before removing or force remove", status.word()),
             };
-            return Err(ApiError::conflict(format!("cannot remove container \"/{name}\": {advice}")));
+            return Err(ApiError::conflict(format!("cannot remove container \"{name}\": {advice}")));
         }
         if status == Status::Restarting {
             stop::stop(engine, container, "", Some(0)).await?;
@@ -51,7 +51,7 @@ pub async fn remove(engine: &Arc<Engine>, container: &Arc<Container>, options: O
     }
     if container.with(|record| record.state.is_running()) {
         return Err(ApiError::conflict(format!(
-            "cannot remove container \"/{name}\": container is running: stop the container before removing or force remove"
+            "cannot remove container \"{name}\": container is running: stop the container before removing or force remove"
         )));
     }
     let folder = engine.folder(&container.id);

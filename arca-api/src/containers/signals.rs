@@ -54,7 +54,12 @@ pub const KILL: i32 = 9;
 pub fn parse(text: &str) -> ApiResult<i32> {
     let invalid = || ApiError::bad_request(format!("invalid signal: {text}"));
     if let Ok(number) = text.parse::<i32>() {
-        return if (1..=64).contains(&number) { Ok(number) } else { Err(invalid()) };
+        let unsupported = || ApiError::bad_request(format!("the linux daemon does not support signal {number}"));
+        return match number {
+            1..=64 => Ok(number),
+            0 => Err(invalid()),
+            _ => Err(unsupported()),
+        };
     }
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
@@ -82,8 +87,9 @@ mod tests {
         {
             assert_eq!(parse(text), Ok(number), "{text}");
         }
-        for bad in ["", "zz", "0", "65", "-1", "RTMIN+99", "RTMINx", "RTMAX+1", "SIGRTMIN+ä"] {
+        for bad in ["", "zz", "0", "RTMIN+99", "RTMINx", "RTMAX+1", "SIGRTMIN+ä"] {
             assert_eq!(parse(bad).expect_err(bad).message, format!("invalid signal: {bad}"));
         }
+        assert_eq!(parse("65").expect_err("65").message, "the linux daemon does not support signal 65");
     }
 }

@@ -132,6 +132,7 @@ async fn bring_up(engine: &Arc<Engine>, container: &Arc<Container>, record: &mut
         tokio::join!(init.create_workload(request), networks::set_up(engine, container, record, live));
     networks?;
     let created = created.map_err(|status| runtime_error(&status))?.into_inner();
+    networks::announce(engine, container, record).await;
     files::write_hosts(record, &folder)?;
     container.clients.serve_waiting(live, &record.id).await;
     let started = init
@@ -151,9 +152,10 @@ async fn bring_up(engine: &Arc<Engine>, container: &Arc<Container>, record: &mut
 
 /// Docker's wording of what the runtime refused; the CLI takes its exit code (125, 126, 127) from it.
 fn runtime_error(status: &tonic::Status) -> ApiError {
+    // Where the runtime looks for the executable itself its text is longer than Docker's.
+    let message = status.message().replace("is a directory: permission denied", "permission denied");
     let text = format!(
-        "failed to create task for container: failed to create shim task: OCI runtime create failed: unable to start container process: {}: unknown",
-        status.message()
+        "failed to create task for container: failed to create shim task: OCI runtime create failed: arca create failed: unable to start container process: {message}"
     );
     match status.code() {
         Code::NotFound | Code::PermissionDenied | Code::InvalidArgument | Code::FailedPrecondition => {
@@ -227,7 +229,7 @@ mod tests {
     fn failures_carry_the_text_that_the_cli_derives_its_exit_code_from() {
         let missing = runtime_error(&tonic::Status::not_found("exec: \"x\": executable file not found in $PATH"));
         assert_eq!(missing.status.as_u16(), 400);
-        assert!(missing.message.ends_with("exec: \"x\": executable file not found in $PATH: unknown"));
+        assert!(missing.message.ends_with("exec: \"x\": executable file not found in $PATH"));
         assert_eq!(failure_code(&missing.message), 127);
         assert_eq!(failure_code("exec: \"/etc\": permission denied"), 126);
         assert_eq!(failure_code("anything"), 128);

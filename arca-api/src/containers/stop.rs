@@ -109,8 +109,8 @@ async fn force(container: &Container, live: &Live, phase: watch::Receiver<Phase>
 /// # Errors
 /// 400 for an invalid signal, 409 if it does not run.
 pub async fn kill(engine: &Arc<Engine>, container: &Arc<Container>, name: &str, signal_name: &str) -> ApiResult<()> {
-    let number = if signal_name.is_empty() { signals::KILL } else { signals::parse(signal_name)? };
     let within = |error: ApiError| error.within(&format!("cannot kill container: {name}"));
+    let number = if signal_name.is_empty() { signals::KILL } else { signals::parse(signal_name).map_err(within)? };
     let live = container.running().map_err(within)?;
     let phase = container.phase.subscribe();
     if number == signals::KILL {
@@ -148,17 +148,15 @@ pub async fn restart(
 
 async fn freeze(engine: &Arc<Engine>, container: &Arc<Container>, frozen: bool) -> ApiResult<()> {
     let _op = container.ops.lock().await;
-    let live = container.running()?;
     let status = container.with(|record| record.state.status);
     match (status, frozen) {
         (Status::Paused, true) => {
-            return Err(ApiError::conflict(format!("container {} is already paused", container.id)));
+            return Err(ApiError::conflict(format!("Container {} is already paused", container.id)));
         }
-        (Status::Running, false) => {
-            return Err(ApiError::conflict(format!("container {} is not paused", container.id)));
-        }
-        _ => {}
+        (Status::Paused, false) | (_, true) => {}
+        (_, false) => return Err(ApiError::internal(format!("Container {} is not paused", container.id))),
     }
+    let live = container.running()?;
     live.init
         .clone()
         .pause(init::PauseRequest { workload_id: container.id.clone(), frozen })
@@ -181,7 +179,7 @@ pub async fn pause(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResul
 /// `docker unpause`.
 ///
 /// # Errors
-/// 409 if it is not frozen.
+/// 500 if it is not frozen, as Docker.
 pub async fn unpause(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResult<()> {
     freeze(engine, container, false).await
 }
@@ -198,13 +196,14 @@ pub async fn rename(engine: &Arc<Engine>, container: &Arc<Container>, name: &str
     if name.is_empty() {
         return Err(ApiError::bad_request("Neither old nor new names may be empty"));
     }
-    let name = names::check(name)?;
+    let within = |error: ApiError| error.within("Error when allocating new name");
+    let name = names::check(name).map_err(|_| names::invalid(&format!("/{name}"))).map_err(within)?;
     let _op = container.ops.lock().await;
     let old = container.with(|record| record.name.clone());
     if old == name {
         return Err(ApiError::bad_request("Renaming a container with the same name as its current name"));
     }
-    engine.containers.reserve(&name, &container.id)?;
+    engine.containers.reserve(&name, &container.id).map_err(within)?;
     let known_to_netd = container.with(|record| record.state.is_running() && !record.without_endpoints());
     let mut renamed = Ok(());
     if known_to_netd {

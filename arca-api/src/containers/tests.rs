@@ -337,10 +337,10 @@ async fn exec_runs_once_and_tells_its_code() {
         attach_stdout: true,
         ..ExecConfig::default()
     };
-    let stopped = exec::create(engine, &one, config(&["exit", "5"])).expect_err("stopped");
+    let stopped = exec::create(engine, &one, "one", config(&["exit", "5"])).expect_err("stopped");
     assert_eq!(stopped.message, format!("container {} is not running", one.id));
     start::start(engine, &one).await.expect("start");
-    let started = exec::create(engine, &one, config(&["exit", "5"])).expect("create");
+    let started = exec::create(engine, &one, "one", config(&["exit", "5"])).expect("create");
     let request = |id: &str| {
         format!(
             "POST /exec/{id}/start HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{{}}"
@@ -354,7 +354,7 @@ async fn exec_runs_once_and_tells_its_code() {
     let mut again = send(&request(&started.id)).await;
     assert!(head(&mut again).await.starts_with("HTTP/1.1 409"));
 
-    let missing = exec::create(engine, &one, config(&["nosuch"])).expect("create");
+    let missing = exec::create(engine, &one, "one", config(&["nosuch"])).expect("create");
     let mut stream = send(&request(&missing.id)).await;
     head(&mut stream).await;
     let text = String::from_utf8_lossy(&rest(&mut stream).await).into_owned();

@@ -150,6 +150,7 @@ fn summary(record: &Record, now: i64) -> Value {
         .map(|(name, network)| {
             let mut settings = network.settings.clone();
             settings.dns_names = None;
+            settings.aliases = None;
             (name.clone(), json!(settings))
         })
         .collect();
@@ -217,20 +218,30 @@ const FILTERS: &[&str] = &[
 /// 400 for a filter that cannot be read.
 pub fn list(engine: &Engine, query: &crate::http::query::Query) -> ApiResult<Vec<Value>> {
     let filters = Filters::from_query(query, FILTERS)?;
-    for key in ["health", "isolation", "is-task", "expose", "publish"] {
-        if !filters.values(key).is_empty() {
-            return Err(ApiError::absent(&format!("the container filter \"{key}\"")));
-        }
+    if !filters.values("isolation").is_empty() {
+        return Err(ApiError::absent("the container filter \"isolation\""));
     }
+    let is_task = filters.boolean("is-task")?;
+    let ports = |key: &str| filters.values(key).iter().map(|port| Port::parse(port)).collect::<ApiResult<Vec<_>>>();
+    let (exposed, published) = (ports("expose")?, ports("publish")?);
+    let names = filters.values("name").iter().map(|name| pattern(name)).collect::<Vec<_>>();
     for status in filters.values("status") {
         if !["created", "running", "paused", "restarting", "removing", "exited", "dead"].contains(&status.as_str()) {
-            return Err(ApiError::bad_request(format!("invalid filter 'status={status}'")));
+            return Err(ApiError::bad_request(format!(
+                "invalid filter 'status={status}': invalid value for state ({status}): must be one of created, running, paused, restarting, removing, exited, dead"
+            )));
         }
     }
     let exited = filters
         .values("exited")
         .iter()
-        .map(|code| code.parse::<i64>().map_err(|_| ApiError::bad_request(format!("invalid filter 'exited={code}'"))))
+        .map(|code| {
+            code.parse::<i64>().map_err(|_| {
+                ApiError::bad_request(format!(
+                    "invalid filter 'exited={code}': strconv.Atoi: parsing \"{code}\": invalid syntax"
+                ))
+            })
+        })
         .collect::<ApiResult<Vec<_>>>()?;
     let reference = |key: &str| {
         filters
@@ -257,7 +268,12 @@ pub fn list(engine: &Engine, query: &crate::http::query::Query) -> ApiResult<Vec
             && (exited.is_empty() || record.state.status == Status::Exited && exited.contains(&record.state.exit_code))
             && filters.any("status", |wanted| wanted == record.state.status.word())
             && filters.any("id", |wanted| record.id.starts_with(wanted.as_str()))
-            && filters.any("name", |wanted| name_matches(&record.name, wanted))
+            && (names.is_empty() || names.iter().any(|name| name.matches(&record.name)))
+            // No container has a health check yet, and none belongs to a swarm.
+            && filters.any("health", |wanted| wanted == "none")
+            && is_task != Some(true)
+            && (exposed.is_empty() || exposed.iter().any(|port| record.config.exposed_ports.contains_key(&port.key())))
+            && (published.is_empty() || published.iter().any(|port| publishes(record, port.number)))
             && filters.any("network", |wanted| {
                 record.networks.iter().any(|(name, network)| {
                     name == wanted || !wanted.is_empty() && network.settings.network_id.starts_with(wanted.as_str())
@@ -273,22 +289,32 @@ pub fn list(engine: &Engine, query: &crate::http::query::Query) -> ApiResult<Vec
     Ok(chosen.take(limit.unwrap_or(usize::MAX)).map(|record| summary(&record, now)).collect())
 }
 
-/// Docker takes a regular expression; anchors and plain text are what people write.
-fn name_matches(name: &str, wanted: &str) -> bool {
-    let (start, rest) = match wanted.strip_prefix('^') {
-        Some(rest) => (true, rest),
-        None => (false, wanted),
-    };
-    let (end, rest) = match rest.strip_suffix('$') {
-        Some(rest) => (true, rest),
-        None => (false, rest),
-    };
-    let rest = rest.strip_prefix('/').unwrap_or(rest);
-    match (start, end) {
-        (true, true) => name == rest,
-        (true, false) => name.starts_with(rest),
-        (false, true) => name.ends_with(rest),
-        (false, false) => name.contains(rest),
+/// A published port is found by its number on either side.
+fn publishes(record: &Record, number: u16) -> bool {
+    record.published.iter().any(|(key, hosts)| {
+        Port::parse(key).is_ok_and(|port| port.number == number)
+            || hosts.iter().any(|host| host.host_port.parse() == Ok(number))
+    })
+}
+
+/// A name filter: a regular expression, or the text itself where it is none. The leading slash of names may be matched.
+#[derive(Debug)]
+enum Pattern {
+    Expression(regex::Regex),
+    Text(String),
+}
+
+fn pattern(text: &str) -> Pattern {
+    let bounded = regex::RegexBuilder::new(text).size_limit(1 << 20).build();
+    bounded.map_or_else(|_| Pattern::Text(text.to_owned()), Pattern::Expression)
+}
+
+impl Pattern {
+    fn matches(&self, name: &str) -> bool {
+        match self {
+            Self::Expression(expression) => expression.is_match(name) || expression.is_match(&format!("/{name}")),
+            Self::Text(text) => name == text,
+        }
     }
 }
 
@@ -313,8 +339,9 @@ mod tests {
 
     #[test]
     fn names_match_with_anchors() {
-        assert!(name_matches("web1", "web") && name_matches("web1", "^/web1$") && name_matches("web1", "1$"));
-        assert!(!name_matches("web1", "^web$"));
+        let matches = |name: &str, text: &str| pattern(text).matches(name);
+        assert!(matches("web1", "web") && matches("web1", "^/web1$") && matches("web1", "1$") && matches("web1", "w.b"));
+        assert!(!matches("web1", "^web$") && !matches("web1", "["));
     }
 
     #[test]

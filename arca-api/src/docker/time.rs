@@ -55,6 +55,15 @@ pub fn parse_point(text: &str) -> ApiResult<Option<i64>> {
         .ok_or_else(|| ApiError::bad_request(format!("failed to parse value as time or duration: \"{text}\"")))
 }
 
+/// As [`parse_point`] for `since`/`until` of events and logs, which the CLI always sends as Unix seconds.
+///
+/// # Errors
+/// 500 with Go's text, as Docker.
+pub fn parse_timestamp(text: &str) -> ApiResult<Option<i64>> {
+    let seconds = text.split('.').next().unwrap_or("");
+    parse_point(text).map_err(|_| ApiError::internal(format!("strconv.ParseInt: parsing \"{seconds}\": invalid syntax")))
+}
+
 fn unix_seconds(text: &str) -> Option<i64> {
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
     let seconds: i64 = seconds.parse().ok()?;

@@ -11,6 +11,11 @@ use tower::ServiceExt;
 
 use crate::http::ApiError;
 
+/// In a response's extensions: it carries no headers but its own and `Server`. Docker leaves them out where its router
+/// knows no path and where a connection is taken over for attach.
+#[derive(Clone, Copy, Debug)]
+pub struct Bare;
+
 /// Newest API version served.
 pub const MAX_VERSION: ApiVersion = ApiVersion { major: 1, minor: 51 };
 /// Oldest API version served.
@@ -67,6 +72,7 @@ fn without_version(uri: &Uri) -> Result<(ApiVersion, Uri), ApiError> {
 
 /// Answers one request through the router.
 pub async fn answer(router: Router, mut request: Request<Body>) -> Response {
+    let mut known = true;
     let mut response = match without_version(request.uri()) {
         Ok((version, uri)) => {
             *request.uri_mut() = uri;
@@ -76,12 +82,25 @@ pub async fn answer(router: Router, mut request: Request<Body>) -> Response {
                 Err(never) => match never {},
             }
         }
-        Err(error) => error.into_response(),
+        Err(error) => {
+            known = false;
+            // Clients as old as that expect errors as text.
+            if error.message.contains("too old") {
+                (error.status, error.message + "\n").into_response()
+            } else {
+                error.into_response()
+            }
+        }
     };
+    let bare = response.extensions_mut().remove::<Bare>().is_some();
     let headers = response.headers_mut();
-    headers.insert("api-version", HeaderValue::from_static("1.51"));
-    headers.insert("docker-experimental", HeaderValue::from_static("false"));
-    headers.insert("ostype", HeaderValue::from_static("linux"));
+    if !bare {
+        headers.insert("api-version", HeaderValue::from_static("1.51"));
+        headers.insert("ostype", HeaderValue::from_static("linux"));
+        if known {
+            headers.insert("docker-experimental", HeaderValue::from_static("false"));
+        }
+    }
     headers.insert("server", HeaderValue::from_static(concat!("Arca/", env!("CARGO_PKG_VERSION"), " (linux)")));
     response
 }

@@ -41,7 +41,9 @@ where
 {
     let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    // Framed output has a name of its own only where the client asked for an upgrade.
+    let kind = if request.headers().contains_key(UPGRADE) { content_type } else { RAW };
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     if request.headers().contains_key(UPGRADE) {
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(UPGRADE, HeaderValue::from_static("tcp"));

@@ -48,14 +48,14 @@ impl Query {
     /// An integer; absent or empty is `None`.
     ///
     /// # Errors
-    /// 400 with Go's text.
+    /// 500 with Go's text, as Docker.
     pub fn integer(&self, key: &str) -> ApiResult<Option<i64>> {
         match self.get(key) {
             "" => Ok(None),
             text => text
                 .parse()
                 .map(Some)
-                .map_err(|_| ApiError::bad_request(format!("strconv.Atoi: parsing \"{text}\": invalid syntax"))),
+                .map_err(|_| ApiError::internal(format!("strconv.Atoi: parsing \"{text}\": invalid syntax"))),
         }
     }
 }

@@ -8,8 +8,8 @@ use axum::{
     Json, Router,
     body::Body,
     extract::{Extension, Path, Request, State},
-    http::{HeaderMap, StatusCode},
-    response::Response,
+    http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
     routing::{get, post},
 };
 use serde::Deserialize;
@@ -28,7 +28,7 @@ use crate::{
     engine::Engine,
     http::{
         ApiError, ApiResult,
-        frame::ApiVersion,
+        frame::{ApiVersion, Bare},
         hijack::{self, Input, Output, StreamKind, frame_header},
         json::{self as body, Empty},
         query::Query,
@@ -49,17 +49,34 @@ pub fn router() -> Router<Arc<Engine>> {
         .route("/exec/{id}/json", get(inspect_exec))
 }
 
+/// Docker has taken the connection over before it looks at anything: its answer is bare, and a fault is text.
 async fn attach_container(
     State(engine): Shared,
     Extension(version): Extension<ApiVersion>,
     Path(id): Path<String>,
     query: Query,
     request: Request,
+) -> Response {
+    let mut response = attach(engine, version, id, query, request).await.unwrap_or_else(|error| {
+        (error.status, [(CONTENT_TYPE, hijack::RAW)], error.message + "\r\n").into_response()
+    });
+    response.extensions_mut().insert(Bare);
+    response
+}
+
+async fn attach(
+    engine: Arc<Engine>,
+    version: ApiVersion,
+    id: String,
+    query: Query,
+    request: Request,
 ) -> ApiResult<Response> {
     let container = engine.container(&id)?;
     let keys = DetachKeys::parse(query.get("detachKeys"))?;
-    let (status, tty, open_stdin) =
-        container.with(|record| (record.state.status, record.config.tty, record.config.open_stdin));
+    let (status, tty, open_stdin, stdin_once) = container.with(|record| {
+        let config = &record.config;
+        (record.state.status, config.tty, config.open_stdin, config.stdin_once)
+    });
     match status {
         Status::Paused => {
             return Err(ApiError::conflict(format!("container {id} is paused, unpause the container before attach")));
@@ -95,7 +112,7 @@ async fn attach_container(
     container.emit(&engine, "attach", &[]);
     let keys = tty.then_some(keys);
     Ok(hijack::take_over(request, content_type(tty, version), move |input, output| {
-        serve(engine, container, Client { source, streams, replay, tty, keys }, input, output)
+        serve(engine, container, Client { source, streams, replay, tty, stdin_once, keys }, input, output)
     }))
 }
 
@@ -110,6 +127,7 @@ struct Client {
     streams: Streams,
     replay: bool,
     tty: bool,
+    stdin_once: bool,
     keys: Option<DetachKeys>,
 }
 
@@ -138,7 +156,10 @@ async fn serve(engine: Arc<Engine>, container: Arc<Container>, client: Client, i
         let _ = output.shutdown().await;
         return;
     };
-    let ended = bridge::run(Bridge { session, serving, raw: client.tty, keys: client.keys }, input, output).await;
+    // A process that keeps its input open for the next client is left at the end of this one's.
+    let leave_at_end = client.tty || !client.stdin_once;
+    let bridge = Bridge { session, serving, raw: client.tty, leave_at_end, keys: client.keys };
+    let ended = bridge::run(bridge, input, output).await;
     if ended == Ended::Detached {
         container.emit(&engine, "detach", &[]);
     }
@@ -149,7 +170,7 @@ fn size(query: &Query) -> ApiResult<(u32, u32)> {
         let text = query.get(key);
         text.parse::<u32>().map_err(|_| {
             ApiError::bad_request(format!(
-                "invalid resize {}: strconv.ParseUint: parsing \"{text}\": invalid syntax",
+                "invalid resize {} \"{text}\": invalid syntax",
                 if key == "h" { "height" } else { "width" }
             ))
         })
@@ -178,9 +199,13 @@ async fn create_exec(
     request_body: Body,
 ) -> ApiResult<(StatusCode, Json<Value>)> {
     let config: ExecConfig = body::read(&headers, request_body, Empty::Object).await?;
-    DetachKeys::parse(&config.detach_keys)?;
+    if config.cmd.as_ref().is_none_or(Vec::is_empty) {
+        return Err(ApiError::bad_request("No exec command specified"));
+    }
+    DetachKeys::parse(&config.detach_keys)
+        .map_err(|_| ApiError::internal(format!("Invalid escape keys ({}) provided", config.detach_keys)))?;
     let container = engine.container(&id)?;
-    let exec = exec::create(&engine, &container, config)?;
+    let exec = exec::create(&engine, &container, &id, config)?;
     Ok((StatusCode::CREATED, Json(json!({"Id": exec.id}))))
 }
 
@@ -203,20 +228,30 @@ async fn start_exec(
     // Only the JSON object belongs to the request; what follows on the connection is input.
     let options: ExecStart = body::read(&headers, request_body, Empty::Object).await?;
     let request = Request::from_parts(parts, Body::empty());
-    let live = exec::claim(&exec)?;
-    if options.detach {
+    let claimed = exec::claim(&exec);
+    if options.detach || claimed.as_ref().is_err_and(|error| error.status == StatusCode::NOT_FOUND) {
+        let live = claimed?;
+        exec::process(&engine, &exec)?;
         let mut session = exec::start(&engine, &exec, &live).await?;
         tokio::spawn(async move { while let Ok(Some(_)) = session.output.message().await {} });
         return Ok(Response::new(Body::empty()));
+    }
+    if claimed.is_ok() {
+        // What can be told before the headers leave is told as an error of the request.
+        exec::process(&engine, &exec)?;
     }
     let tty = exec.config.tty;
     let keys = tty.then(|| DetachKeys::parse(&exec.config.detach_keys)).transpose()?;
     tracing::trace!(client_tty = options.tty, tty, "exec");
     Ok(hijack::take_over(request, content_type(tty, version), move |input, mut output| async move {
         let serving = exec.container.clients.serving();
-        match exec::start(&engine, &exec, &live).await {
+        let session = match claimed {
+            Ok(live) => exec::start(&engine, &exec, &live).await,
+            Err(error) => Err(error),
+        };
+        match session {
             Ok(session) => {
-                let ended = bridge::run_and_then(Bridge { session, serving, raw: tty, keys }, input, output, |ended| {
+                let ended = bridge::run_and_then(Bridge { session, serving, raw: tty, leave_at_end: tty, keys }, input, output, |ended| {
                     if let Ended::Exited(Some(exit)) = ended {
                         exec::end(&engine, &exec, exit.code);
                     }

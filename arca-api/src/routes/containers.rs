@@ -16,11 +16,13 @@ use serde_json::{Value, json};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
+    docker::time::parse_point,
     containers::{
         create::{self, CreateRequest},
         logs::{self, LogOptions},
         networks,
         remove::{self, Options},
+        signals,
         start::{self, Started},
         stop::{self, Condition},
         view,
@@ -41,7 +43,7 @@ type Shared = State<Arc<Engine>>;
 /// Routes of this file.
 pub fn router() -> Router<Arc<Engine>> {
     Router::new()
-        .route("/containers/json", get(list))
+        .route("/containers/json", get(list).delete(|state, query| remove_container(state, Path("json".into()), query)))
         .route("/containers/create", post(create_container))
         .route("/containers/prune", post(prune))
         .route("/containers/{id}/json", get(inspect))
@@ -81,32 +83,46 @@ fn done(changed: bool) -> StatusCode {
     if changed { StatusCode::NO_CONTENT } else { StatusCode::NOT_MODIFIED }
 }
 
-async fn start_container(State(engine): Shared, Path(id): Path<String>) -> ApiResult<StatusCode> {
+async fn start_container(State(engine): Shared, Path(id): Path<String>, request_body: Body) -> ApiResult<StatusCode> {
+    let sent = axum::body::to_bytes(request_body, 1 << 20).await.unwrap_or_default();
+    // Two bytes may be an empty object.
+    if sent.len() > 2 {
+        return Err(ApiError::bad_request(
+            "starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24",
+        ));
+    }
     let container = engine.container(&id)?;
     let started = detached(async move { start::start(&engine, &container).await }).await?;
     Ok(done(started == Started::Yes))
 }
 
-fn seconds(query: &Query) -> ApiResult<Option<i64>> {
+/// Seconds of patience; a signal nobody knows is 500 here, as in Docker.
+fn stop_options(id: &str, query: &Query) -> ApiResult<Option<i64>> {
+    let signal = query.get("signal");
+    if !signal.is_empty() {
+        signals::parse(signal)
+            .map_err(|error| ApiError::internal(format!("cannot stop container: {id}: {}", error.message)))?;
+    }
     query.integer("t")
 }
 
 async fn stop_container(State(engine): Shared, Path(id): Path<String>, query: Query) -> ApiResult<StatusCode> {
     let container = engine.container(&id)?;
-    let seconds = seconds(&query)?;
+    let seconds = stop_options(&id, &query)?;
     let stopped = detached(async move { stop::stop(&engine, &container, query.get("signal"), seconds).await }).await?;
     Ok(done(stopped))
 }
 
 async fn restart(State(engine): Shared, Path(id): Path<String>, query: Query) -> ApiResult<StatusCode> {
     let container = engine.container(&id)?;
-    let seconds = seconds(&query)?;
+    let seconds = stop_options(&id, &query)?;
     detached(async move { stop::restart(&engine, &container, query.get("signal"), seconds).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 async fn kill(State(engine): Shared, Path(id): Path<String>, query: Query) -> ApiResult<StatusCode> {
-    let container = engine.container(&id)?;
+    let container =
+        engine.container(&id).map_err(|error| error.within(&format!("cannot kill container: {id}")))?;
     detached(async move { stop::kill(&engine, &container, &id, query.get("signal")).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -161,7 +177,8 @@ pub(crate) fn content_type(raw: bool, version: ApiVersion) -> &'static str {
 
 async fn remove_container(State(engine): Shared, Path(id): Path<String>, query: Query) -> ApiResult<StatusCode> {
     if query.flag("link") {
-        return Err(ApiError::absent("container rm --link"));
+        engine.container(&id)?;
+        return Err(ApiError::internal("Conflict, cannot remove the default link name of the container"));
     }
     let container = engine.container(&id)?;
     let options = Options { force: query.flag("force"), volumes: query.flag("v") };
@@ -171,15 +188,19 @@ async fn remove_container(State(engine): Shared, Path(id): Path<String>, query: 
 
 async fn prune(State(engine): Shared, query: Query) -> ApiResult<Json<Value>> {
     let filters = Filters::from_query(&query, &["label", "label!", "until"])?;
-    if !filters.values("label!").is_empty() || !filters.values("until").is_empty() {
-        return Err(ApiError::absent("this filter of container prune"));
-    }
+    let until = match filters.values("until") {
+        [] => None,
+        [one] => parse_point(one)?,
+        _ => return Err(ApiError::bad_request("more than one until filter specified")),
+    };
     let mut deleted = Vec::new();
     for container in engine.containers.all() {
         let chosen = container.with(|record| {
             !record.state.is_running()
                 && record.state.status != crate::containers::Status::Restarting
+                && until.is_none_or(|until| record.created < until)
                 && filters.labels("label", &record.config.labels)
+                && (filters.values("label!").is_empty() || !filters.labels("label!", &record.config.labels))
         });
         if !chosen {
             continue;

@@ -16,9 +16,9 @@ use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
-    docker::time::{now, parse_point},
+    docker::time::{now, parse_timestamp},
     engine::Engine,
-    events::{Event, FILTERS},
+    events::Event,
     http::{ApiError, ApiResult, filters::Filters, query::Query},
 };
 
@@ -28,9 +28,10 @@ pub fn router() -> Router<Arc<Engine>> {
 }
 
 async fn events(State(engine): State<Arc<Engine>>, query: Query) -> ApiResult<Response> {
-    let filters = Filters::from_query(&query, FILTERS)?;
-    let since = parse_point(query.get("since"))?;
-    let until = parse_point(query.get("until"))?;
+    // Unknown filters are no fault here, and filter nothing.
+    let filters = Filters::parse(query.get("filters"))?;
+    let since = parse_timestamp(query.get("since"))?;
+    let until = parse_timestamp(query.get("until"))?;
     if let (Some(since), Some(until)) = (since, until)
         && since > until
     {

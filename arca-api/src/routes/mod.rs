@@ -13,9 +13,15 @@ pub mod volumes;
 
 use std::sync::Arc;
 
-use axum::Router;
+use axum::{
+    Router,
+    response::{IntoResponse, Response},
+};
 
-use crate::{engine::Engine, http::ApiError};
+use crate::{
+    engine::Engine,
+    http::{ApiError, frame::Bare},
+};
 
 /// All endpoints. What no route knows is 404, also a known path with another method: Docker never answers 405.
 pub fn router(engine: Arc<Engine>) -> Router {
@@ -33,6 +39,8 @@ pub fn router(engine: Arc<Engine>) -> Router {
         .with_state(engine)
 }
 
-async fn not_found() -> ApiError {
-    ApiError::not_found("page not found")
+async fn not_found() -> Response {
+    let mut response = ApiError::not_found("page not found").into_response();
+    response.extensions_mut().insert(Bare);
+    response
 }

@@ -38,7 +38,8 @@ pub fn router() -> Router<Arc<Engine>> {
         .route("/networks/", get(list))
         .route("/networks/create", post(create))
         .route("/networks/prune", post(prune))
-        .route("/networks/{id}", get(inspect).delete(remove))
+        // A name may hold slashes.
+        .route("/networks/{*id}", get(inspect).delete(remove))
         .route("/networks/{id}/connect", post(connect))
         .route("/networks/{id}/disconnect", post(disconnect))
 }
@@ -123,9 +124,11 @@ fn sorted<V: Clone>(map: &std::collections::HashMap<String, V>) -> BTreeMap<Stri
 /// Docker's shape of a network; `containers` only where inspect asks.
 fn to_json(network: &netd::Network, containers: &Map<String, Value>) -> Value {
     let spec = network.spec.clone().unwrap_or_default();
-    let pools: Vec<Value> = network
-        .pools
-        .iter()
+    // Docker shows the IPv4 pools first.
+    let (v6, v4): (Vec<_>, Vec<_>) = network.pools.iter().partition(|pool| pool.subnet.contains(':'));
+    let pools: Vec<Value> = v4
+        .into_iter()
+        .chain(v6)
         .map(|pool| {
             let mut out = Map::new();
             for (key, value) in [("Subnet", &pool.subnet), ("IPRange", &pool.ip_range), ("Gateway", &pool.gateway)] {
@@ -152,7 +155,8 @@ fn to_json(network: &netd::Network, containers: &Map<String, Value>) -> Value {
         "EnableIPv6": network.enable_ipv6,
         "IPAM": {
             "Driver": ipam_driver,
-            "Options": if spec.ipam_options.is_empty() { Value::Null } else { json!(sorted(&spec.ipam_options)) },
+            // Every client sends an empty map; only the built-in networks have none.
+            "Options": if network.predefined { Value::Null } else { json!(sorted(&spec.ipam_options)) },
             "Config": if without_addresses { Value::Null } else { json!(pools) },
         },
         "Internal": spec.internal,
@@ -209,11 +213,22 @@ async fn list(State(engine): Shared, query: Query) -> ApiResult<Json<Vec<Value>>
         }
     }
     let networks = engine.netd.clone().list_networks(netd::ListNetworksRequest {}).await?.into_inner().networks;
+    let regex = |key: &str| {
+        let parse = |text: &String| regex::RegexBuilder::new(text).size_limit(1 << 20).build();
+        filters.values(key).iter().map(|text| (text.clone(), parse(text).ok())).collect::<Vec<_>>()
+    };
+    let (names, ids) = (regex("name"), regex("id"));
+    let found = |wanted: &[(String, Option<regex::Regex>)], text: &str| {
+        let one = |(plain, regex): &(String, Option<regex::Regex>)| {
+            plain == text || regex.as_ref().is_some_and(|regex| regex.is_match(text))
+        };
+        wanted.is_empty() || wanted.iter().any(one)
+    };
     let chosen = networks.iter().filter(|network| {
         let spec = network.spec.clone().unwrap_or_default();
         let scope = if spec.scope.is_empty() { "local" } else { spec.scope.as_str() };
-        filters.any("name", |wanted| spec.name.contains(wanted.trim_matches(['^', '$'])))
-            && filters.any("id", |wanted| network.id.contains(wanted.as_str()))
+        found(&names, &spec.name)
+            && found(&ids, &network.id)
             && filters.any("driver", |wanted| *wanted == spec.driver)
             && filters.any("scope", |wanted| wanted == scope)
             && filters.any("type", |wanted| (wanted == "builtin") == network.predefined)
@@ -370,7 +385,7 @@ mod tests {
                 "Labels"
             ]
         );
-        assert_eq!(text["IPAM"], json!({"Driver": "default", "Options": null, "Config": [{"Subnet": "10.0.0.0/8"}]}));
+        assert_eq!(text["IPAM"], json!({"Driver": "default", "Options": {}, "Config": [{"Subnet": "10.0.0.0/8"}]}));
         assert_eq!((&text["Options"], &text["Labels"]), (&json!({}), &json!({})));
     }
 }
