@@ -2,8 +2,8 @@
 //! Adds a network while the machine runs.
 //!
 //! Steps, in this order, each named in the error when it fails: listen, tap, settings, address, up, pump; then LISTENING
-//! is reported; link (somebody opened it, LINKED), dhcp (the address is confirmed), keep (the descriptor store has it),
-//! CONFIRMED. Everything made so far is owned by a value that removes it when dropped, so an error, a caller who went
+//! is reported; link (somebody opened it, LINKED), dhcp (the address is confirmed, and announced to the neighbours), keep
+//! (the descriptor store has it), CONFIRMED. Everything made so far is owned by a value that removes it when dropped, so an error, a caller who went
 //! away, or a detach leave nothing behind.
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,6 +17,7 @@ use arca_proto::ports::LinkNumber;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
+use crate::announce::announce;
 use crate::dhcp::{self, DhcpError, Lease};
 use crate::kernel::KernelError;
 use crate::machine::{Attached, Machine, Slot};
@@ -252,10 +253,13 @@ impl Machine {
             }
         }
         let _ = report.send(Progress::Linked).await;
-        match settings.confirm {
-            Some(address) => Ok(Some(dhcp::confirm(*index, settings.mac, address, deadline).await?)),
-            None => Ok(None),
-        }
+        let lease = match settings.confirm {
+            Some(address) => Some(dhcp::confirm(*index, settings.mac, address, deadline).await?),
+            None => None,
+        };
+        // After the server's answer: it shows that the path is there, so the announcement is not lost on it.
+        announce(*index, settings);
+        Ok(lease)
     }
 
     fn keep(&self, made: &Made) -> Result<(), StepError> {

@@ -17,11 +17,9 @@ use dhcproto::v4::{
 };
 use tokio::time::{Instant, timeout_at};
 
+use crate::packet_socket::PacketSocket;
 use crate::settings::MacAddr;
 use crate::udp;
-
-mod packet_socket;
-use packet_socket::PacketSocket;
 
 /// First wait for an answer; doubled for each request that follows.
 const FIRST_WAIT: Duration = Duration::from_millis(50);

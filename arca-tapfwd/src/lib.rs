@@ -7,6 +7,7 @@
 //! ```text
 //! service ── machine ┬─ attach ──┬─ kernel      addresses, routes, settings (rtnetlink, /proc/sys/net)
 //!                    ├─ detach   ├─ dhcp        INIT-REBOOT confirmation
+//!                    │           ├─ announce    gratuitous ARP, neighbour advertisement
 //!                    ├─ configure└─ arca_link   TAP and frames, one thread a link
 //!                    │     └─ redirect          127.0.0.11 (nftables)
 //!                    └─ restore                 what arca-init kept over a restart
@@ -16,6 +17,7 @@
 //! a third kind. Nothing here has a timer while no attach is pending.
 #![cfg(target_os = "linux")]
 
+mod announce;
 pub mod app;
 pub mod attach;
 pub mod cli;
@@ -24,6 +26,7 @@ pub mod detach;
 pub mod dhcp;
 pub mod kernel;
 pub mod machine;
+mod packet_socket;
 pub mod redirect;
 mod restore;
 pub mod service;

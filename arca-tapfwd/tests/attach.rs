@@ -33,6 +33,25 @@ fn attach_configure_and_detach_do_what_they_say() {
         let steps = steps.unwrap();
         let names: Vec<Step> = steps.iter().map(|s| s.step()).collect();
         assert_eq!(names, [Step::Listening, Step::Linked, Step::Confirmed]);
+        let mut heard = Vec::new();
+        until("both addresses are announced", || {
+            heard.extend(peer.announcements());
+            heard.len() >= 2
+        })
+        .await;
+        let mac = [2, 0x42, 0xac, 0x12, 0, 2];
+        let arp = heard.iter().find(|frame| frame[12..14] == [8, 6]).unwrap();
+        assert_eq!(arp[..12], [[0xff; 6], mac].concat());
+        assert_eq!(
+            arp[14..42],
+            [&[0, 1, 8, 0, 6, 4, 0, 1], &mac[..], &[172, 18, 0, 2], &[0; 6], &[172, 18, 0, 2]].concat()
+        );
+        let advertised = heard.iter().find(|frame| frame[12..14] == [0x86, 0xdd]).unwrap();
+        assert_eq!(advertised[..12], [[0x33, 0x33, 0, 0, 0, 1], mac].concat());
+        assert_eq!(
+            advertised[62..86],
+            [&[0xfd, 0, 0, 0x18, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 1], &mac[..]].concat()
+        );
         let lease = steps[2].lease.clone().unwrap();
         assert_eq!((lease.address, lease.router), (ADDRESS.to_string(), GATEWAY.to_string()));
         assert_eq!((lease.mtu, lease.lease_seconds, lease.server_id), (1442, 3600, GATEWAY.to_string()));
@@ -89,6 +108,7 @@ fn attach_configure_and_detach_do_what_they_say() {
         let index = ip("link show dev eth0")[0]["ifindex"].clone();
         let again = attach(&mut client, request(1)).await.unwrap();
         assert_eq!(again.last().unwrap().step(), Step::Confirmed);
+        until("confirmed again, announced again", || peer.announcements().len() >= 2).await;
         let mut changed = request(1);
         changed.mtu = 1400;
         let error = attach(&mut client, changed).await.unwrap_err();

@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -178,6 +178,7 @@ pub enum Dhcp {
 pub struct Peer {
     stream: UnixStream,
     thread: Option<JoinHandle<()>>,
+    announcements: Arc<Mutex<Vec<Vec<u8>>>>,
 }
 
 impl Peer {
@@ -196,6 +197,8 @@ impl Peer {
         stream.write_all(&Hello::end(Kind::Helper, link, MAX_FRAME, Offloads::TSO).encode()).unwrap();
         let mut reader = stream.try_clone().unwrap();
         let mut writer = stream.try_clone().unwrap();
+        let announcements = Arc::<Mutex<Vec<Vec<u8>>>>::default();
+        let heard = Arc::clone(&announcements);
         let thread = thread::spawn(move || {
             let mut hello = [0; Hello::SIZE];
             if reader.read_exact(&mut hello).is_err() {
@@ -212,6 +215,10 @@ impl Peer {
                 if reader.read_exact(&mut payload).is_err() {
                     return;
                 }
+                let frame = &payload[12..];
+                if frame[12..14] == [8, 6] || (frame.len() > 54 && frame[12..14] == [0x86, 0xdd] && frame[54] == 136) {
+                    heard.lock().unwrap().push(frame.to_vec());
+                }
                 if let Some(answer) = answer(&payload[12..], dhcp, &mut requests)
                     && write_frame(&mut writer, &answer).is_err()
                 {
@@ -219,7 +226,12 @@ impl Peer {
                 }
             }
         });
-        Self { stream, thread: Some(thread) }
+        Self { stream, thread: Some(thread), announcements }
+    }
+
+    /// ARP packets and neighbour advertisements heard so far, as whole frames; they are forgotten.
+    pub fn announcements(&self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.announcements.lock().unwrap())
     }
 
     /// Sends an IPv4 packet to the container's MAC.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A packet socket on one interface that hears only UDP for the DHCP client's port.
+//! Packet sockets: one on an interface that hears only UDP for the DHCP client's port, for [`crate::dhcp`], and addresses
+//! of the link layer, also for [`crate::announce`].
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -10,31 +11,31 @@ use socket2::{Domain, SockAddr, SockAddrStorage, SockFilter, Socket, Type};
 use tokio::io::unix::AsyncFd;
 
 /// Sends to the broadcast address and receives IP packets, both without Ethernet header (packet(7), `SOCK_DGRAM`).
-pub(super) struct PacketSocket {
+pub(crate) struct PacketSocket {
     socket: AsyncFd<Socket>,
     everybody: SockAddr,
 }
 
 impl PacketSocket {
-    pub(super) fn open(index: u32) -> io::Result<Self> {
+    pub(crate) fn open(index: u32) -> io::Result<Self> {
         // Protocol 0 hears nothing until bind; the filter is in place by then.
         let socket = Socket::new(Domain::PACKET, Type::DGRAM.nonblocking().cloexec(), None)?;
         socket.attach_filter(&filter())?;
-        let everybody = link_address(index)?;
+        let everybody = link_address(index, libc::ETH_P_IP, [0xff; 6])?;
         socket.bind(&everybody)?;
         // SAFETY: the AsyncFd owns the socket from here on and deregisters it before it closes it.
         let socket = unsafe { AsyncFd::register(socket) }?;
         Ok(Self { socket, everybody })
     }
 
-    pub(super) async fn send(&self, packet: &[u8]) -> io::Result<()> {
+    pub(crate) async fn send(&self, packet: &[u8]) -> io::Result<()> {
         self.socket
             .async_io(tokio::io::Interest::WRITABLE, |socket| socket.send_to(packet, &self.everybody))
             .await
             .map(|_| ())
     }
 
-    pub(super) async fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(crate) async fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut read = |socket: &Socket| nix::unistd::read(socket, buffer).map_err(io::Error::from);
         self.socket.async_io(tokio::io::Interest::READABLE, |socket| read(socket)).await
     }
@@ -46,19 +47,19 @@ impl std::fmt::Debug for PacketSocket {
     }
 }
 
-/// IPv4 on interface `index`, to the broadcast hardware address.
+/// Protocol `protocol` (an Ethernet type) on interface `index`, to hardware address `to`.
 // The constants and the size are far below the fields' limits.
-#[allow(clippy::cast_possible_truncation)]
-fn link_address(index: u32) -> io::Result<SockAddr> {
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+pub(crate) fn link_address(index: u32, protocol: libc::c_int, to: [u8; 6]) -> io::Result<SockAddr> {
     let index = i32::try_from(index).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     let mut storage = SockAddrStorage::zeroed();
     // SAFETY: sockaddr_ll is a socket address, smaller than the storage, and valid with all bits zero.
     let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
     address.sll_family = libc::AF_PACKET as u16;
-    address.sll_protocol = (libc::ETH_P_IP as u16).to_be();
+    address.sll_protocol = (protocol as u16).to_be();
     address.sll_ifindex = index;
     address.sll_halen = 6;
-    address.sll_addr = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0];
+    address.sll_addr[..6].copy_from_slice(&to);
     let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
     // SAFETY: family and length are those of the sockaddr_ll just written.
     Ok(unsafe { SockAddr::new(storage, length) })
