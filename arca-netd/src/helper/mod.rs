@@ -216,6 +216,16 @@ impl Helper {
         }
     }
 
+    /// Wakes at each change of the machine's state; what it then is, [`Helper::current`] tells.
+    pub(crate) fn changes(&self) -> impl Future<Output = ()> + use<> {
+        let mut states = self.state.subscribe();
+        async move {
+            if states.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     /// The machine, if it can be dialled.
     #[must_use]
     pub fn current(&self) -> Option<HelperUp> {

@@ -132,6 +132,9 @@ impl Relay {
         // must not wait for that.
         let mut next = Instant::now();
         let mut comparing = std::pin::pin!(None);
+        // Links need the helper's address: without it a comparison finds nothing to open, and after a restart of this
+        // daemon the helper is often found again only after arca-relayd was.
+        let mut helper = Box::pin(self.helper.changes());
         loop {
             let busy = comparing.is_some();
             tokio::select! {
@@ -149,6 +152,11 @@ impl Relay {
                     };
                 }
                 // Cancel-safe: a permit not taken stays.
+                // Not cancelled either: subscribed anew before the comparison it leads to, so no change is missed.
+                () = &mut helper, if !busy => {
+                    helper = Box::pin(self.helper.changes());
+                    comparing.set(Some(self.compare()));
+                }
                 () = self.kick.notified(), if !busy => comparing.set(Some(self.compare())),
                 () = tokio::time::sleep_until(next), if !busy => comparing.set(Some(self.compare())),
             }
