@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, ResponseCode};
+use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, Query as Question, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA, PTR};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use rand::seq::SliceRandom;
@@ -85,6 +85,14 @@ pub(super) fn answer(names: &NameTable, source: IpAddr, packet: &[u8], transport
 }
 
 impl Query {
+    /// For the name servers of the root: a question that every resolver can answer at once.
+    pub(super) fn for_root() -> Self {
+        let mut message = Message::new(0, MessageType::Query, OpCode::Query);
+        message.metadata.recursion_desired = true;
+        message.add_query(Question::query(Name::root(), RecordType::NS));
+        Self { message, limit: usize::from(u16::MAX) }
+    }
+
     /// The question for a forwarder, under another id so that answers cannot be guessed.
     pub(super) fn forwarded(&self, id: u16) -> Option<Vec<u8>> {
         let mut message = self.message.clone();

@@ -1,86 +1,80 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Asks the configured name servers, in order: all by UDP, then all by TCP. Called for names this engine does not know.
+//! Names this engine does not know: which of the configured name servers are asked, and for how long a client waits.
+//! Called by the sockets of [`super`].
 
-use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use hickory_proto::op::ResponseCode;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UdpSocket};
-use tokio::time::timeout;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::sleep;
 
 use super::answer::{Query, Transport, Verdict};
+use super::upstream::{QUIET, Upstream, Worth};
 
-/// How long one server may take.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Queries that may wait for a name server at the same time; above it SERVFAIL tells clients to go easy.
+const WAITING: usize = 256;
 
-/// The answer of the first server that gives one, else SERVFAIL.
-pub(super) async fn forward(query: &Query, servers: &[SocketAddr], transport: Transport) -> Verdict {
-    // A client on TCP wants an answer that does not fit into a datagram.
-    let order = match transport {
-        Transport::Udp => [Transport::Udp, Transport::Tcp],
-        Transport::Tcp => [Transport::Tcp, Transport::Udp],
-    };
-    let rounds = servers.len();
-    for attempt in 0..2 * rounds {
-        let (via, server) = (order[attempt / rounds], servers[attempt % rounds]);
-        let id = rand::random();
-        let Some(packet) = query.forwarded(id) else { break };
-        let attempt = async {
-            match via {
-                Transport::Udp => udp(query, id, &packet, server).await,
-                Transport::Tcp => tcp(query, id, &packet, server).await,
+/// The configured name servers.
+#[derive(Debug)]
+pub(super) struct Forwarder {
+    configured: watch::Receiver<Vec<SocketAddr>>,
+    servers: Mutex<Vec<Arc<Upstream>>>,
+    waiting: Semaphore,
+}
+
+impl Forwarder {
+    pub(super) fn new(configured: watch::Receiver<Vec<SocketAddr>>) -> Self {
+        Self { configured, servers: Mutex::default(), waiting: Semaphore::new(WAITING) }
+    }
+
+    /// Gets to know servers as they are configured, without waiting for a query.
+    pub(super) async fn follow(&self) {
+        let mut configured = self.configured.clone();
+        loop {
+            self.servers();
+            if configured.changed().await.is_err() {
+                return;
             }
-        };
-        match timeout(PATIENCE, attempt).await {
-            Ok(Ok(answer)) => return query.relay(answer),
-            Ok(Err(e)) => tracing::debug!(%server, ?via, error = %e, "a name server gave no answer"),
-            Err(_) => tracing::debug!(%server, ?via, "a name server took too long"),
         }
     }
-    query.fail(ResponseCode::ServFail)
-}
 
-async fn udp(query: &Query, id: u16, packet: &[u8], server: SocketAddr) -> io::Result<Vec<u8>> {
-    let any: SocketAddr = match server {
-        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-    };
-    let socket = UdpSocket::bind(any).await?;
-    socket.connect(server).await?;
-    socket.send(packet).await?;
-    let mut buffer = vec![0; 4096];
-    loop {
-        let length = socket.recv(&mut buffer).await?;
-        // Anything else is late, foreign or forged.
-        if query.matches(id, &buffer[..length]) {
-            buffer.truncate(length);
-            return Ok(buffer);
+    /// The present servers; what is known of those that stay is kept.
+    fn servers(&self) -> Vec<Arc<Upstream>> {
+        let configured = self.configured.borrow();
+        // Every change is one assignment, so a panic elsewhere cannot leave the list half-changed.
+        let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
+        if !servers.iter().map(|server| server.address()).eq(configured.iter().copied()) {
+            let known = |address: &SocketAddr| servers.iter().find(|server| server.address() == *address).cloned();
+            *servers = configured.iter().map(|a| known(a).unwrap_or_else(|| Upstream::new(*a))).collect();
+        }
+        servers.clone()
+    }
+
+    /// The first answer, else SERVFAIL. Servers are asked in order, the next one as soon as those before have failed or
+    /// are quiet; silent ones last or not at all.
+    pub(super) async fn forward(&self, query: &Query, transport: Transport) -> Verdict {
+        let Ok(_permit) = self.waiting.try_acquire() else { return query.fail(ResponseCode::ServFail) };
+        let servers = self.servers();
+        let of = |worth| servers.iter().filter(move |server| server.worth() == worth);
+        let mut next = of(Worth::Asking).chain(of(Worth::Probing)).cloned().collect::<Vec<_>>().into_iter();
+        let mut asked = FuturesUnordered::new();
+        loop {
+            if asked.is_empty() {
+                let Some(server) = next.next() else { return query.fail(ResponseCode::ServFail) };
+                asked.push(server.ask(query, transport));
+            }
+            tokio::select! {
+                Some(answer) = asked.next() => match answer {
+                    Ok(answer) => return query.relay(answer),
+                    Err(error) => tracing::debug!(%error, "a name server gave no answer"),
+                },
+                () = sleep(QUIET), if next.len() > 0 => {
+                    asked.extend(next.next().map(|server| server.ask(query, transport)));
+                }
+            }
         }
     }
-}
-
-async fn tcp(query: &Query, id: u16, packet: &[u8], server: SocketAddr) -> io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect(server).await?;
-    write_message(&mut stream, packet).await?;
-    let answer = read_message(&mut stream).await?;
-    if query.matches(id, &answer) { Ok(answer) } else { Err(io::ErrorKind::InvalidData.into()) }
-}
-
-/// Writes a message as TCP carries it (RFC 1035 4.2.2), in one piece.
-pub(super) async fn write_message(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
-    let length = u16::try_from(message.len()).map_err(|_| io::ErrorKind::InvalidData)?;
-    let mut framed = Vec::with_capacity(message.len() + 2);
-    framed.extend_from_slice(&length.to_be_bytes());
-    framed.extend_from_slice(message);
-    stream.write_all(&framed).await
-}
-
-/// Reads one message.
-pub(super) async fn read_message(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
-    let length = stream.read_u16().await?;
-    let mut message = vec![0; length.into()];
-    stream.read_exact(&mut message).await?;
-    Ok(message)
 }

@@ -10,13 +10,13 @@ mod forward;
 mod names;
 #[cfg(test)]
 mod tests;
+mod upstream;
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hickory_proto::op::ResponseCode;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
@@ -24,11 +24,10 @@ use tokio::time::timeout;
 
 pub use names::{Known, NameTable};
 
-use answer::{Query, Transport, Verdict, answer};
-use forward::{forward, read_message, write_message};
+use answer::{Transport, Verdict, answer};
+use forward::Forwarder;
+use upstream::{read_message, write_message};
 
-/// Queries that may wait for a forwarder at the same time; above it SERVFAIL tells clients to go easy.
-const WAITING: usize = 256;
 /// TCP clients at the same time.
 const CONNECTIONS: usize = 128;
 /// A TCP client that says nothing for this long is let go.
@@ -38,13 +37,12 @@ const IDLE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Resolver {
     address: SocketAddr,
-    tasks: [JoinHandle<()>; 2],
+    tasks: [JoinHandle<()>; 3],
 }
 
 struct Shared {
     names: watch::Receiver<Arc<NameTable>>,
-    forwarders: watch::Receiver<Vec<SocketAddr>>,
-    waiting: Semaphore,
+    forwarder: Forwarder,
 }
 
 impl Resolver {
@@ -61,10 +59,11 @@ impl Resolver {
         // Of port 0 the kernel made one: both transports must have the same.
         let address = datagrams.local_addr()?;
         let listener = TcpListener::bind(address).await?;
-        let shared = Arc::new(Shared { names, forwarders, waiting: Semaphore::new(WAITING) });
+        let shared = Arc::new(Shared { names, forwarder: Forwarder::new(forwarders) });
         let tasks = [
             tokio::spawn(serve_udp(Arc::new(datagrams), Arc::clone(&shared))),
-            tokio::spawn(serve_tcp(listener, shared)),
+            tokio::spawn(serve_tcp(listener, Arc::clone(&shared))),
+            tokio::spawn(async move { shared.forwarder.follow().await }),
         ];
         Ok(Self { address, tasks })
     }
@@ -80,14 +79,6 @@ impl Drop for Resolver {
         for task in &self.tasks {
             task.abort();
         }
-    }
-}
-
-impl Shared {
-    async fn forward(&self, query: &Query, transport: Transport) -> Verdict {
-        let Ok(_permit) = self.waiting.try_acquire() else { return query.fail(ResponseCode::ServFail) };
-        let servers = self.forwarders.borrow().clone();
-        forward(query, &servers, transport).await
     }
 }
 
@@ -110,7 +101,7 @@ async fn serve_udp(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
             Verdict::Forward(query) => {
                 let (socket, shared) = (Arc::clone(&socket), Arc::clone(&shared));
                 tokio::spawn(async move {
-                    if let Verdict::Reply(reply) = shared.forward(&query, Transport::Udp).await {
+                    if let Verdict::Reply(reply) = shared.forwarder.forward(&query, Transport::Udp).await {
                         send(&socket, &reply, client).await;
                     }
                 });
@@ -158,7 +149,7 @@ async fn converse(mut stream: TcpStream, client: SocketAddr, shared: &Shared) ->
         };
         let verdict = answer(&shared.names.borrow(), client.ip(), &message, Transport::Tcp);
         let verdict = match verdict {
-            Verdict::Forward(query) => shared.forward(&query, Transport::Tcp).await,
+            Verdict::Forward(query) => shared.forwarder.forward(&query, Transport::Tcp).await,
             other => other,
         };
         match verdict {

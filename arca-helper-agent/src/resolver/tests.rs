@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query as Question, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
@@ -11,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::watch;
 
 use super::answer::{Transport, Verdict, answer};
-use super::forward::{read_message, write_message};
+use super::upstream::{QUIET, read_message, write_message};
 use super::{NameTable, Resolver};
 use crate::nb::address::Addresses;
 use crate::nb::model::{Declared, Endpoint, EndpointId, Network};
@@ -254,4 +255,78 @@ async fn sockets_answer_and_forward() {
     assert_eq!(addresses(&reply).len(), 1);
     forwarders.send(vec![]).unwrap();
     assert_eq!(ask_udp(server, &foreign).await.metadata.response_code, ResponseCode::ServFail);
+}
+
+/// Time until SERVFAIL comes for a name of its own.
+async fn failure(server: SocketAddr, name: &str) -> Duration {
+    let began = Instant::now();
+    let reply = ask_udp(server, &question(name, RecordType::A)).await;
+    assert_eq!(reply.metadata.response_code, ResponseCode::ServFail, "{name}");
+    began.elapsed()
+}
+
+#[tokio::test]
+async fn unreachable_name_servers_fail_lookups_quickly() {
+    let (_names, names) = watch::channel(loopback_table());
+    // Bound and never read, never accepted: a black hole.
+    let hole = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let _listener = TcpListener::bind(hole.local_addr().unwrap()).await.unwrap();
+    let (forwarders, servers) = watch::channel(vec![hole.local_addr().unwrap()]);
+    let resolver = Resolver::start("127.0.0.1:0".parse().unwrap(), names, servers).await.unwrap();
+    let server = resolver.address();
+
+    // Asked before anything is known of it: as long as the check takes, and not the client's whole five seconds.
+    let first = failure(server, "a.example").await;
+    assert!(first > QUIET && first < Duration::from_secs(3), "{first:?}");
+    // Once it is known to be silent: a short wait in which it may come back, then none at all.
+    let second = failure(server, "b.example").await;
+    assert!(second < 2 * QUIET, "{second:?}");
+    for _ in 0..3 {
+        let later = failure(server, "c.example").await;
+        assert!(later < QUIET / 2, "{later:?}");
+    }
+    // A second server that answers is not held up by the first, not even when neither is known.
+    forwarders.send(vec![hole.local_addr().unwrap(), upstream(false).await]).unwrap();
+    let began = Instant::now();
+    assert_eq!(addresses(&ask_udp(server, &question("d.example", RecordType::A)).await).len(), 1);
+    assert!(began.elapsed() < QUIET / 2, "{:?}", began.elapsed());
+    let another = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    forwarders.send(vec![another.local_addr().unwrap(), upstream(false).await]).unwrap();
+    let began = Instant::now();
+    assert_eq!(addresses(&ask_udp(server, &question("e.example", RecordType::A)).await).len(), 1);
+    assert!(began.elapsed() < 2 * QUIET, "{:?}", began.elapsed());
+
+    // Nobody there: the system says so, and so do we.
+    let closed = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    forwarders.send(vec![closed]).unwrap();
+    let refused = failure(server, "f.example").await;
+    assert!(refused < QUIET / 2, "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_name_server_that_waits_for_others_is_waited_for() {
+    let (_names, names) = watch::channel(loopback_table());
+    let slow = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let (_forwarders, servers) = watch::channel(vec![slow.local_addr().unwrap()]);
+    let resolver = Resolver::start("127.0.0.1:0".parse().unwrap(), names, servers).await.unwrap();
+    let slow = Arc::new(slow);
+    tokio::spawn(async move {
+        let mut buffer = [0; 2048];
+        loop {
+            let (length, client) = slow.recv_from(&mut buffer).await.unwrap();
+            let query = Message::from_vec(&buffer[..length]).unwrap();
+            let mut reply = Message::response(query.metadata.id, OpCode::Query);
+            reply.add_queries(query.queries.iter().cloned());
+            let wait = if query.queries[0].name().is_root() { Duration::ZERO } else { Duration::from_millis(2500) };
+            let slow = Arc::clone(&slow);
+            tokio::spawn(async move {
+                tokio::time::sleep(wait).await;
+                slow.send_to(&reply.to_vec().unwrap(), client).await.unwrap();
+            });
+        }
+    });
+    for name in ["a.example", "b.example"] {
+        let reply = ask_udp(resolver.address(), &question(name, RecordType::A)).await;
+        assert_eq!(reply.metadata.response_code, ResponseCode::NoError);
+    }
 }
