@@ -15,6 +15,10 @@ pub(super) struct Redirects(std::collections::BTreeSet<String>);
 
 #[allow(clippy::unused_async)] // Same form as on Linux, where nft is run.
 impl Redirects {
+    pub(super) fn new(_tag: &str) -> Self {
+        Self::default()
+    }
+
     pub(super) async fn add(&mut self, id: &str, _: Protocol, _: IpAddr, _: u16, _: SocketAddrV4) {
         self.0.insert(id.to_owned());
     }
