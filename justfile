@@ -60,7 +60,7 @@ test *arguments:
 
 # Measure against the budgets (a bench prints, it does not fail)
 bench *arguments: build test-image
-    ARCA_BIN_DIR={{ target }}/release cargo bench --locked -p arca-tests -- "$@"
+    ARCA_BIN_DIR={{ target }}/release cargo bench --locked -p arca-tests --bench figures -- "$@"
 
 # Run the fuzz targets longer than the tests do: seconds for each target
 fuzz seconds="60":
