@@ -75,6 +75,7 @@ class Client:
         self.socket = socket_path
         self.folder = folder
         self.variables = {}
+        self.number = 0
 
     def environment(self):
         """What shell lines see: docker talks to this engine."""
@@ -88,7 +89,7 @@ class Client:
                                   capture_output=True, timeout=TIMEOUT, cwd=self.folder, check=False)
         except subprocess.TimeoutExpired as late:
             return {"code": "timeout", "stdout": text(late.stdout), "stderr": text(late.stderr)}
-        return {"code": done.returncode, "stdout": text(done.stdout), "stderr": text(done.stderr)}
+        return {"code": done.returncode, "stdout": structure(text(done.stdout)), "stderr": text(done.stderr)}
 
     def http(self, method, path, body=None, headers=None):
         """One request; a JSON body brings its content type unless headers say otherwise."""
@@ -141,6 +142,8 @@ class Client:
     def step(self, line):
         """Runs one line of a case file."""
         name = None
+        self.number += "$N" in line
+        line = line.replace("$N", str(self.number))
         if match := re.match(r"let (\w+) = (.*)", line, re.S):
             name, line = match.groups()
         for variable, value in self.variables.items():
@@ -148,7 +151,7 @@ class Client:
                 line = line.replace("$" + variable, value)
         if line.startswith("$ "):
             answer = self.shell(line[2:])
-            found = answer["stdout"].strip()
+            found = str(answer["stdout"]).strip()
         elif match := re.match(r"HIJACK (\S+)(?: (\{.*?\}))?(?: <<(.*))?$", line, re.S):
             words = (match[3] or "").encode().decode("unicode_escape")
             answer, found = self.hijack(match[1], words, match[2] or ""), ""
@@ -161,6 +164,7 @@ class Client:
             raise ValueError(f"not a case: {line}")
         if name:
             self.variables[name] = found
+            return {key: answer[key] for key in ("code", "status") if key in answer}
         return answer
 
     def clean(self):
@@ -175,3 +179,12 @@ class Client:
 def text(data):
     """Output as text."""
     return (data or b"").decode("utf-8", "replace")
+
+
+def structure(output):
+    """Output that is JSON line by line as its values, so that their fields are compared; else as it is."""
+    try:
+        values = [json.loads(line) for line in output.splitlines()]
+    except ValueError:
+        return output
+    return values if any(isinstance(value, (dict, list)) for value in values) else output

@@ -17,7 +17,7 @@ TEXT = [
     (re.compile(r"\b(Up|Exited \(\d+\)|Created|Restarting \(\d+\)) (Less than a second|About an? \w+|\d+ \w+)( ago)?"),
      r"\1 <while>"),
     (re.compile(r"\b(Less than a second|About an? \w+|\d+ (seconds?|minutes?|hours?|months?|years?)) ago"), "<while> ago"),
-    (re.compile(r"\b3(2[7-9]|[3-9]\d)\d\d\d\b|\b(4|5)\d{4}\b|\b60\d{3}\b"), "<port>"),
+    (re.compile(r"\b(32[7-9]\d\d|3[3-9]\d{3}|[45]\d{4}|60\d{3})\b"), "<port>"),
 ]
 # Fields that differ from machine to machine, from engine to engine by nature, or from run to run.
 MASKED = {
@@ -31,7 +31,7 @@ def normal(value, replaced, key=""):
     if isinstance(value, dict):
         return {normal(name, replaced): normal(part, replaced, name) for name, part in value.items()}
     if isinstance(value, list):
-        return [normal(part, replaced, key) for part in value]
+        return ordered([normal(part, replaced, key) for part in value], key)
     if key in MASKED and value not in (None, "", 0):
         return f"<{key}:{type(value).__name__}>"
     if isinstance(value, str):
@@ -40,6 +40,15 @@ def normal(value, replaced, key=""):
         for pattern, name in TEXT:
             value = pattern.sub(name, value)
     return value
+
+
+def ordered(items, key):
+    """Lists that Docker builds from maps have no order: networks, volumes, ports, what a prune removed."""
+    if key in ("NetworksDeleted", "ContainersDeleted"):
+        return sorted(items)
+    if items and all(isinstance(item, dict) and ("PrivatePort" in item or {"Name", "Driver"} <= set(item)) for item in items):
+        return sorted(items, key=lambda item: str([item.get(part) for part in ("PrivatePort", "Type", "IP", "Name")]))
+    return items
 
 
 def differences(docker, arca, path=""):

@@ -4,5 +4,24 @@
 A pattern is searched in `GROUP: CASE :: PATH: DOCKER -> ARCA`, the text of one difference.
 """
 
+VERSION = "Arca says its own name, version and build"
+RUNTIME = "the runtime is Arca's own"
+LAYERS = "layers and logs lie elsewhere; the paths are told truthfully"
+ABSENT = "not there yet: 501 with its name"
+REFERENCE = "the reference runs here without iptables, docker-init and a network to pull from"
+OWN_NETWORKS = "networks are OVN's: what its routers need or take is another"
+IMAGE = "every container has an image"
+
 WANTED = [
+    (r":: \.headers\.builder-version: ", "no BuildKit yet, so clients are told of the classic builder"),
+    (r"GET /version :: \.body\.(Platform|Components|Version|GitCommit|GoVersion|BuildTime)", VERSION),
+    (r"GET /info :: \.body\.(ID|DriverStatus|Plugins|NFd|NGoroutines|ServerVersion|OperatingSystem|LiveRestoreEnabled"
+     r"|InitBinary|FirewallBackend|InitCommit|CDISpecDirs|Containerd|KernelMemoryTCP|OomKillDisable)", VERSION),
+    (r"GET /info :: \.body\.(Runtimes|DefaultRuntime|RuncCommit)", RUNTIME),
+    (r'HostConfig\.Runtime: "runc" -> "arca"$', RUNTIME),
+    (r"OCI runtime create failed: runc create failed: .* -> .*OCI runtime create failed: arca create failed: ", RUNTIME),
+    (r":: \.body(\[0\])?\.GraphDriver\.Data\.", LAYERS),
+    (r":: \.body\.LogPath: ", LAYERS),
+    (r":: \.body\.DockerVersion: ", VERSION),
+    (r" -> .* is not implemented by Arca yet", ABSENT),
 ]

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `docker create`: everything is checked, then the record is stored. Nothing runs and no network is touched.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use serde::Deserialize;
 
 use crate::{
-    containers::{Container, Record, files, mounts, names, networks, signals},
+    containers::{Container, Record, copy_up, files, mounts, names, networks, signals},
     docker::{config::ContainerConfig, host_config::HostConfig, network::EndpointSettings, ports::Port, time::now},
     engine::Engine,
     http::{ApiError, ApiResult},
@@ -46,12 +46,7 @@ fn validate(config: &ContainerConfig, host: &HostConfig) -> ApiResult<()> {
     if !config.stop_signal.is_empty() {
         signals::parse(&config.stop_signal)?;
     }
-    if config.hostname.len() > 63 {
-        return Err(ApiError::bad_request(format!("invalid hostname format: {}", config.hostname)));
-    }
-    for key in config.exposed_ports.keys() {
-        Port::parse(key)?;
-    }
+    crate::spec::check_capabilities(host)?;
     if config.healthcheck.as_ref().is_some_and(|check| {
         let test = check["Test"].as_array();
         test.is_some_and(|test| test.first().is_some_and(|word| !matches!(word.as_str(), Some("NONE" | ""))))
@@ -67,7 +62,12 @@ fn validate(config: &ContainerConfig, host: &HostConfig) -> ApiResult<()> {
 ///
 /// # Errors
 /// 400, 404 `No such image: …`, 409 for a taken name, 501.
-pub async fn create(engine: &Arc<Engine>, name: &str, request: CreateRequest) -> ApiResult<Arc<Container>> {
+pub async fn create(
+    engine: &Arc<Engine>,
+    name: &str,
+    platform: &str,
+    request: CreateRequest,
+) -> ApiResult<Arc<Container>> {
     let CreateRequest { mut config, host_config: mut host, networking_config } = request;
     if config == ContainerConfig::default() {
         return Err(ApiError::bad_request("config cannot be empty in order to create a container"));
@@ -78,7 +78,9 @@ pub async fn create(engine: &Arc<Engine>, name: &str, request: CreateRequest) ->
     let images = engine.images.clone();
     let reference = config.image.clone();
     let image = Engine::blocking(move || images.resolve(&reference).map_err(Into::into)).await?;
+    check_platform(platform, &config.image, &image)?;
     config.merge_image(&crate::routes::images::config_of(&image));
+    config.volumes = config.volumes.take().filter(|volumes| !volumes.is_empty());
     host.normalise();
     validate(&config, &host)?;
     if config.command_line().is_empty() {
@@ -114,6 +116,26 @@ pub async fn create(engine: &Arc<Engine>, name: &str, request: CreateRequest) ->
     made
 }
 
+/// `--platform` must be the image's.
+fn check_platform(wanted: &str, reference: &str, image: &crate::images::Image) -> ApiResult<()> {
+    let raw = image.raw_config();
+    let have = [raw["os"].as_str().unwrap_or("linux"), raw["architecture"].as_str().unwrap_or("")];
+    let parts: Vec<&str> = wanted.split('/').collect();
+    let fits = match parts.as_slice() {
+        [""] => true,
+        [one] => have.contains(one),
+        [os, architecture, ..] => *os == have[0] && *architecture == have[1],
+        [] => true,
+    };
+    if fits {
+        return Ok(());
+    }
+    Err(ApiError::not_found(format!(
+        "image with reference {reference} was found but its platform ({}) does not match the specified platform ({wanted})",
+        have.join("/")
+    )))
+}
+
 fn reserve(engine: &Engine, name: &str, id: &str) -> ApiResult<String> {
     if !name.is_empty() {
         let name = names::check(name)?;
@@ -132,9 +154,17 @@ fn reserve(engine: &Engine, name: &str, id: &str) -> ApiResult<String> {
 }
 
 async fn finish(engine: &Arc<Engine>, mut record: Record) -> ApiResult<Arc<Container>> {
-    let (points, anonymous) = mounts::resolve(engine, &record.config, &record.host).await?;
-    record.mounts = points;
-    record.anonymous_volumes = anonymous;
+    let resolved = mounts::resolve(engine, &record.config, &record.host).await?;
+    record.mounts = resolved.points;
+    record.anonymous_volumes = resolved.anonymous;
+    let (copies, layers) = (resolved.copies, record.layers.clone());
+    Engine::blocking(move || {
+        for (target, volume) in copies {
+            copy_up::copy_up(&layers, Path::new(&target), &volume)?;
+        }
+        Ok(())
+    })
+    .await?;
     let folder = engine.folder(&record.id);
     for part in ["upper", "work"] {
         std::fs::create_dir_all(folder.join(part))?;

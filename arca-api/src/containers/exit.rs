@@ -125,6 +125,7 @@ pub async fn finish(engine: &Arc<Engine>, container: &Arc<Container>, live: Opti
     if exit.oom_killed {
         container.emit(engine, "oom", &[]);
     }
+    start::announce_volumes(engine, &record, "unmount");
     container.emit(engine, "die", &[("execDuration", seconds.to_string()), ("exitCode", exit.code.to_string())]);
     container.phase.send_modify(|phase| {
         phase.running = false;

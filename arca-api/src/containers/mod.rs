@@ -18,6 +18,7 @@
 pub mod adopt;
 pub mod attach;
 pub mod bridge;
+pub mod copy_up;
 pub mod create;
 pub mod detach_keys;
 pub mod exec;
@@ -33,6 +34,7 @@ pub mod remove;
 pub mod signals;
 pub mod start;
 pub mod stop;
+pub mod top;
 pub mod view;
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `-v`, `--mount type=bind|volume` and the image's own volumes become mount points.
+//! `-v`, `--mount`, `--volumes-from` and the image's own volumes become mount points.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -25,11 +25,21 @@ struct Wanted {
     propagation: String,
     /// Make a missing source folder (`-v` does, `--mount` does not).
     create: bool,
-    bind: bool,
+    kind: Kind,
+    /// A fresh volume gets what the image has at the target.
+    copy: bool,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Bind,
+    Volume,
+    Tmpfs,
+}
+
+/// Faults of `-v` are 500, those of `--mount` 400, as in Docker.
 fn invalid(spec: &str) -> ApiError {
-    ApiError::bad_request(format!("invalid volume specification: '{spec}'"))
+    ApiError::internal(format!("invalid volume specification: '{spec}'"))
 }
 
 /// Reads `source:target[:options]` or `target`.
@@ -41,14 +51,17 @@ fn parse_bind(spec: &str) -> ApiResult<Wanted> {
         [source, target, mode] => (*source, *target, *mode),
         _ => return Err(invalid(spec)),
     };
+    if target.is_empty() {
+        return Err(invalid(spec));
+    }
     if !target.starts_with('/') {
-        return Err(ApiError::bad_request(format!(
+        return Err(ApiError::internal(format!(
             "invalid volume specification: '{spec}': invalid mount config for type \"{}\": invalid mount path: '{target}' mount path must be absolute",
             if source.starts_with('/') { "bind" } else { "volume" }
         )));
     }
     if target.trim_end_matches('/').is_empty() {
-        return Err(ApiError::bad_request(format!(
+        return Err(ApiError::internal(format!(
             "invalid volume specification: '{spec}': invalid mount config for type \"bind\": invalid specification: destination can't be '/'"
         )));
     }
@@ -62,15 +75,17 @@ fn parse_bind(spec: &str) -> ApiResult<Wanted> {
         read_only: false,
         propagation: String::new(),
         create: true,
-        bind: source.starts_with('/'),
+        kind: if source.starts_with('/') { Kind::Bind } else { Kind::Volume },
+        copy: true,
     };
     for option in mode.split(',').filter(|option| !option.is_empty()) {
         match option {
             "ro" => wanted.read_only = true,
             // Labels of SELinux and consistency hints change nothing here.
-            "rw" | "z" | "Z" | "nocopy" | "consistent" | "cached" | "delegated" => {}
+            "nocopy" => wanted.copy = false,
+            "rw" | "z" | "Z" | "consistent" | "cached" | "delegated" => {}
             "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave" => wanted.propagation = option.into(),
-            _ => return Err(ApiError::bad_request(format!("invalid mode: {mode}"))),
+            _ => return Err(ApiError::internal(format!("invalid mode: {mode}"))),
         }
     }
     Ok(wanted)
@@ -79,18 +94,25 @@ fn parse_bind(spec: &str) -> ApiResult<Wanted> {
 fn parse_mount(mount: &Mount) -> ApiResult<Wanted> {
     let fault =
         |text: String| ApiError::bad_request(format!("invalid mount config for type \"{}\": {text}", mount.kind));
+    if mount.target.is_empty() {
+        return Err(fault("field Target must not be empty".into()));
+    }
     if !mount.target.starts_with('/') {
         return Err(fault(format!("invalid mount path: '{}' mount path must be absolute", mount.target)));
     }
     let option = |value: &Option<serde_json::Value>, key: &str| {
         value.as_ref().and_then(|value| value[key].as_bool()).unwrap_or(false)
     };
-    let bind = match mount.kind.as_str() {
+    let kind = match mount.kind.as_str() {
         "bind" if mount.source.is_empty() => return Err(fault("field Source must not be empty".into())),
-        "bind" => true,
-        "volume" => false,
-        other => return Err(ApiError::absent(&format!("--mount type={other}"))),
+        "tmpfs" if !mount.source.is_empty() => return Err(fault("field Source must not be specified".into())),
+        "bind" => Kind::Bind,
+        "volume" => Kind::Volume,
+        "tmpfs" => Kind::Tmpfs,
+        "image" | "cluster" => return Err(ApiError::absent(&format!("--mount type={}", mount.kind))),
+        _ => return Err(fault("mount type unknown".into())),
     };
+    let bind = kind == Kind::Bind;
     if bind && !mount.source.starts_with('/') {
         return Err(fault(format!("invalid mount path: '{}' mount path must be absolute", mount.source)));
     }
@@ -106,12 +128,44 @@ fn parse_mount(mount: &Mount) -> ApiResult<Wanted> {
         read_only: mount.read_only,
         propagation: propagation.to_owned(),
         create,
-        bind,
+        kind,
+        copy: !option(&mount.volume_options, "NoCopy"),
     })
 }
 
-/// Everything to mount, by target, in target order; makes the volumes and folders that are missing. Returns the mount
-/// points and the names of the anonymous volumes among them.
+/// What the mounts of a container are.
+#[derive(Debug, Default)]
+pub struct Resolved {
+    /// In target order.
+    pub points: Vec<MountPoint>,
+    /// Names of the volumes that go with the container.
+    pub anonymous: Vec<String>,
+    /// Target and folder of each volume that gets the image's content if it is empty.
+    pub copies: Vec<(String, std::path::PathBuf)>,
+}
+
+/// The mount points of the containers in `--volumes-from NAME[:ro|:rw]`.
+fn volumes_from(engine: &Engine, host: &HostConfig) -> ApiResult<Vec<MountPoint>> {
+    let mut points = Vec::new();
+    for spec in host.volumes_from.iter().flatten() {
+        let (name, mode) = spec.split_once(':').unwrap_or((spec, ""));
+        let read_only = match mode {
+            "ro" => true,
+            "" | "rw" | "z" | "Z" => false,
+            _ => return Err(ApiError::bad_request(format!("invalid mode for volumes-from: {mode}"))),
+        };
+        let container = engine.container(name).map_err(|error| ApiError::bad_request(error.message))?;
+        let theirs = container.with(|record| record.mounts.clone());
+        points.extend(theirs.into_iter().filter(|point| point.kind != "tmpfs").map(|point| MountPoint {
+            rw: point.rw && !read_only,
+            mode: if mode.is_empty() { String::new() } else { mode.to_owned() },
+            ..point
+        }));
+    }
+    Ok(points)
+}
+
+/// Everything to mount, by target, in target order; makes the volumes and folders that are missing.
 ///
 /// # Errors
 /// 400 for what cannot be read, 501 for kinds that are absent.
@@ -119,7 +173,8 @@ pub async fn resolve(
     engine: &Engine,
     config: &ContainerConfig,
     host: &HostConfig,
-) -> ApiResult<(Vec<MountPoint>, Vec<String>)> {
+) -> ApiResult<Resolved> {
+    let inherited = volumes_from(engine, host)?;
     let mut wanted: BTreeMap<String, Wanted> = BTreeMap::new();
     for bind in host.binds.iter().flatten() {
         let one = parse_bind(bind)?;
@@ -139,10 +194,22 @@ pub async fn resolve(
         let one = parse_bind(target)?;
         wanted.entry(target.trim_end_matches('/').to_owned()).or_insert(one);
     }
-    let mut anonymous = Vec::new();
-    let mut points = Vec::new();
+    let mut resolved = Resolved::default();
+    for point in inherited {
+        let target = point.destination.trim_end_matches('/');
+        // An own mount wins; an own anonymous volume of the image does not.
+        match wanted.get(target) {
+            Some(own) if !own.source.is_empty() || own.kind == Kind::Tmpfs => {}
+            _ => {
+                wanted.remove(target);
+                resolved.points.push(point);
+            }
+        }
+    }
     for one in wanted.into_values() {
-        let point = if one.bind {
+        let point = if one.kind == Kind::Tmpfs {
+            MountPoint { kind: "tmpfs".into(), destination: one.target, rw: !one.read_only, ..MountPoint::default() }
+        } else if one.kind == Kind::Bind {
             if one.create {
                 std::fs::create_dir_all(&one.source).or_else(|error| {
                     // A file, socket or device is as good a source as a folder.
@@ -172,7 +239,10 @@ pub async fn resolve(
                 );
             }
             if is_anonymous {
-                anonymous.push(volume.name.clone());
+                resolved.anonymous.push(volume.name.clone());
+            }
+            if one.copy {
+                resolved.copies.push((one.target.clone(), engine.volumes.data(&volume.name)));
             }
             MountPoint {
                 kind: "volume".into(),
@@ -185,9 +255,10 @@ pub async fn resolve(
                 propagation: String::new(),
             }
         };
-        points.push(point);
+        resolved.points.push(point);
     }
-    Ok((points, anonymous))
+    resolved.points.sort_by(|a, b| a.destination.cmp(&b.destination));
+    Ok(resolved)
 }
 
 #[cfg(test)]
@@ -197,12 +268,12 @@ mod tests {
     #[test]
     fn bind_specifications() {
         let bind = parse_bind("/src:/dst:ro").expect("bind");
-        assert_eq!((bind.bind, bind.read_only, bind.target.as_str()), (true, true, "/dst"));
+        assert_eq!((bind.kind, bind.read_only, bind.target.as_str()), (Kind::Bind, true, "/dst"));
         let named = parse_bind("data:/dst").expect("named");
-        assert_eq!((named.bind, named.source.as_str()), (false, "data"));
+        assert_eq!((named.kind, named.source.as_str()), (Kind::Volume, "data"));
         assert_eq!(parse_bind("/only").expect("anonymous").source, "");
         for bad in ["a:b:c:d", ":/dst", "/src:dst", "/src:/", "/src:/dst:zz"] {
-            assert_eq!(parse_bind(bad).expect_err(bad).status.as_u16(), 400, "{bad}");
+            assert_eq!(parse_bind(bad).expect_err(bad).status.as_u16(), 500, "{bad}");
         }
     }
 

@@ -162,7 +162,7 @@ pub async fn set_up(engine: &Engine, container: &Container, record: &mut Record,
         return Err(ApiError::bad_request(format!("{SET_UP}: {text}")));
     }
     engine.set_attached(&record.id, true);
-    let result = set_up_all(engine, container, record, live, exclusive).await;
+    let result = set_up_all(engine, record, live, exclusive).await;
     if result.is_err() {
         tear_down(engine, container, record).await;
     }
@@ -171,7 +171,6 @@ pub async fn set_up(engine: &Engine, container: &Container, record: &mut Record,
 
 async fn set_up_all(
     engine: &Engine,
-    container: &Container,
     record: &mut Record,
     live: &Live,
     exclusive: bool,

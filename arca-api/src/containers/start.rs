@@ -2,7 +2,7 @@
 //! `docker start`: machine, networks, ports, files, workload, waiting attach clients, process. In this order, and
 //! undone from the back when a step fails.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use arca_proto::init::v1 as init;
 use tonic::Code;
@@ -92,9 +92,13 @@ async fn start_locked(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiRe
     let live = Live::new(machine);
     let result = bring_up(engine, container, &mut record, &live).await;
     if let Err(error) = result {
+        let mounted = error.message.contains("failed to create task");
         networks::tear_down(engine, container, &mut record).await;
         if let Err(text) = live.machine.destroy(Duration::ZERO).await {
             tracing::warn!(container_id = record.id, error = text, "the machine of a failed start");
+        }
+        if mounted {
+            announce_volumes(engine, &record, "unmount");
         }
         return Err(error);
     }
@@ -125,6 +129,7 @@ async fn bring_up(engine: &Arc<Engine>, container: &Arc<Container>, record: &mut
     let folder = engine.folder(&record.id);
     files::write_all(record, &folder, networks::on_user_network(record))?;
     let request = workload(engine, record)?;
+    announce_volumes(engine, record, "mount");
     let mut init = live.init.clone();
     // The runtime prepares the workload while the networks are made; its process waits for both. Neither is cut short
     // when the other fails: undoing needs to know what there is.
@@ -148,6 +153,22 @@ async fn bring_up(engine: &Arc<Engine>, container: &Arc<Container>, record: &mut
     record.state.stopped_by_user = false;
     record.state.started_at = if started.started_at_ns > 0 { started.started_at_ns } else { now() };
     Ok(())
+}
+
+/// Events of the volumes that a container takes and leaves.
+pub fn announce_volumes(engine: &Engine, record: &Record, action: &str) {
+    for point in record.mounts.iter().filter(|point| point.kind == "volume") {
+        let mut attributes = BTreeMap::from([
+            ("container".to_owned(), record.id.clone()),
+            ("driver".to_owned(), "local".to_owned()),
+        ]);
+        if action == "mount" {
+            attributes.insert("destination".to_owned(), point.destination.clone());
+            attributes.insert("propagation".to_owned(), point.propagation.clone());
+            attributes.insert("read/write".to_owned(), point.rw.to_string());
+        }
+        engine.events.emit("volume", action, &point.name, attributes);
+    }
 }
 
 /// Docker's wording of what the runtime refused; the CLI takes its exit code (125, 126, 127) from it.
@@ -188,7 +209,7 @@ fn workload(engine: &Engine, record: &Record) -> ApiResult<init::CreateWorkloadR
         terminal: record.config.tty,
         rows,
         columns,
-        log_output: true,
+        log_output: record.host.log_config["Type"] != "none",
         cgroup_path: format!("{}/{}", engine.cgroup_parent, record.id),
         stdin_once: record.config.stdin_once,
     })
@@ -196,7 +217,8 @@ fn workload(engine: &Engine, record: &Record) -> ApiResult<init::CreateWorkloadR
 
 /// Binds and volumes, then the three generated files where the user did not mount his own.
 pub fn bind_mounts(engine: &Engine, record: &Record) -> Vec<BindMount> {
-    let user = record.mounts.iter().map(|point| BindMount {
+    // A tmpfs is made by the runtime, from the host configuration.
+    let user = record.mounts.iter().filter(|point| point.kind != "tmpfs").map(|point| BindMount {
         source: point.source.clone(),
         target: point.destination.clone(),
         read_only: !point.rw,

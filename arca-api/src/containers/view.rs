@@ -12,12 +12,20 @@ use crate::{
         time::{human, now, rfc3339},
     },
     engine::Engine,
-    http::{ApiError, ApiResult, filters::Filters},
+    http::{ApiError, ApiResult, filters::Filters, frame::ApiVersion},
 };
 
 /// `GET /containers/ID/json`.
-pub fn inspect(engine: &Engine, container: &Container) -> Value {
-    let record = container.record();
+pub fn inspect(engine: &Engine, container: &Container, version: ApiVersion) -> Value {
+    let mut record = container.record();
+    if version < ApiVersion::v1(45) {
+        // Older clients find the short id among the aliases of user networks.
+        let short = record.short_id().to_owned();
+        for (_, network) in record.networks.iter_mut().filter(|(name, _)| !super::networks::is_predefined(name)) {
+            network.settings.aliases.get_or_insert_default().push(short.clone());
+        }
+    }
+    let record = record;
     let folder = engine.folder(&record.id);
     let path = |name: &str| if record.state.started_at == 0 { String::new() } else { text(&folder.join(name)) };
     let command = record.config.command_line();

@@ -140,6 +140,18 @@ pub struct Mount {
     pub tmpfs_options: Option<Value>,
 }
 
+impl Mount {
+    /// Options of a tmpfs in the words of mount(8): `size` in bytes, `mode` in octal.
+    pub fn tmpfs_text(&self) -> String {
+        let options = self.tmpfs_options.as_ref();
+        let number = |key: &str| options.and_then(|options| options[key].as_u64()).filter(|number| *number > 0);
+        let size = number("SizeBytes").map(|bytes| format!("size={bytes}"));
+        let mode = number("Mode").map(|mode| format!("mode={mode:o}"));
+        let read_only = self.read_only.then(|| "ro".to_owned());
+        [read_only, size, mode].into_iter().flatten().collect::<Vec<_>>().join(",")
+    }
+}
+
 impl Default for HostConfig {
     fn default() -> Self {
         Self {
@@ -234,6 +246,23 @@ const MASKED: &[&str] = &[
 /// The paths Docker makes read-only in an unprivileged container.
 const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
+/// Options of the json-file log driver.
+const LOG_OPTIONS: &[&str] = &[
+    "compress",
+    "env",
+    "env-regex",
+    "labels",
+    "labels-regex",
+    "max-buffer-size",
+    "max-file",
+    "max-size",
+    "mode",
+    "tag",
+];
+/// Log drivers that Docker has and Arca has not.
+const OTHER_LOG_DRIVERS: &[&str] =
+    &["awslogs", "fluentd", "gcplogs", "gelf", "journald", "local", "splunk", "syslog"];
+
 impl HostConfig {
     /// Fills in Docker's defaults, so that inspect shows what is in force.
     pub fn normalise(&mut self) {
@@ -253,8 +282,13 @@ impl HostConfig {
             self.ipc_mode = "private".into();
         }
         if self.cgroupns_mode.is_empty() {
-            self.cgroupns_mode = "private".into();
+            // As Docker: private where the host has cgroup v2 alone.
+            let v2 = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+            self.cgroupns_mode = if v2 { "private" } else { "host" }.into();
         }
+        // Clients send these for "not given".
+        self.memory_swappiness = self.memory_swappiness.filter(|&value| value != -1);
+        self.pids_limit = self.pids_limit.filter(|&limit| limit > 0);
         if self.memory > 0 && self.memory_swap == 0 {
             self.memory_swap = self.memory.saturating_mul(2);
         }
@@ -274,25 +308,55 @@ impl HostConfig {
     /// 400 with Docker's text; 501 for what is absent.
     pub fn validate(&self) -> ApiResult<()> {
         let bad = |text: &str| Err(ApiError::bad_request(text));
-        if self.memory > 0 && self.memory < 6 << 20 {
+        if self.memory != 0 && self.memory < 6 << 20 {
             return bad("Minimum memory limit allowed is 6MB");
         }
-        if self.memory < 0 || self.nano_cpus < 0 {
-            return bad("limits must not be negative");
+        if self.memory == 0 && self.memory_swap > 0 {
+            return bad("You should always set the Memory limit when using Memoryswap limit, see usage");
+        }
+        if self.memory > 0 && self.memory_reservation > self.memory {
+            return bad("Minimum memory limit can not be less than memory reservation limit, see usage");
         }
         if self.memory > 0 && self.memory_swap > 0 && self.memory_swap < self.memory {
             return bad("Minimum memoryswap limit should be larger than memory limit, see usage");
         }
-        if self.nano_cpus > 0 && (self.cpu_period > 0 || self.cpu_quota > 0) {
-            return bad("Conflicting options: Nano CPUs and CPU Period cannot both be set");
+        for (set, what) in [(self.cpu_period > 0, "Period"), (self.cpu_quota > 0, "Quota")] {
+            if self.nano_cpus > 0 && set {
+                return bad(&format!("Conflicting options: Nano CPUs and CPU {what} cannot both be set"));
+            }
+        }
+        if self.cpu_period != 0 && !(1000..=1_000_000).contains(&self.cpu_period) {
+            return bad("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)");
+        }
+        if self.cpu_quota > 0 && self.cpu_quota < 1000 {
+            return bad("CPU cfs quota can not be less than 1ms (i.e. 1000)");
+        }
+        if self.shm_size < 0 {
+            return bad("SHM size can not be less than 0");
+        }
+        if !(-1000..=1000).contains(&self.oom_score_adj) {
+            return bad(&format!("Invalid value {}, range for oom score adj is [-1000, 1000]", self.oom_score_adj));
         }
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        if self.nano_cpus > i64::try_from(cpus).unwrap_or(i64::MAX).saturating_mul(1_000_000_000) {
+        let most = i64::try_from(cpus).unwrap_or(i64::MAX).saturating_mul(1_000_000_000);
+        if self.nano_cpus < 0 || self.nano_cpus > most {
             return bad(&format!("range of CPUs is from 0.01 to {cpus}.00, as there are only {cpus} CPUs available"));
+        }
+        self.cpuset(cpus)?;
+        if !matches!(self.isolation.as_str(), "" | "default") {
+            return bad(&format!("invalid isolation ({}): linux only supports 'default'", self.isolation));
+        }
+        self.modes()?;
+        self.logging()?;
+        if let Some(path) = self.tmpfs.keys().find(|path| !path.starts_with('/')) {
+            return bad(&format!("invalid mount path: '{path}' mount path must be absolute"));
         }
         match self.restart_policy.name.as_str() {
             "" | "no" | "always" | "unless-stopped" if self.restart_policy.maximum_retry_count != 0 => {
                 return bad("invalid restart policy: maximum retry count can only be used with 'on-failure'");
+            }
+            "on-failure" if self.restart_policy.maximum_retry_count < 0 => {
+                return bad("invalid restart policy: maximum retry count cannot be negative");
             }
             "" | "no" | "always" | "unless-stopped" | "on-failure" => {}
             other => {
@@ -307,20 +371,82 @@ impl HostConfig {
         self.refuse_absent()
     }
 
+    /// `--cpuset-cpus`: a list of numbers and ranges, of CPUs that are there.
+    fn cpuset(&self, cpus: usize) -> ApiResult<()> {
+        let text = &self.cpuset_cpus;
+        for part in text.split(',').filter(|part| !part.is_empty()) {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let (Ok(first), Ok(last)) = (first.parse::<usize>(), last.parse::<usize>()) else {
+                return Err(ApiError::bad_request(format!(
+                    "Invalid value {text} for cpuset cpus: invalid format: {part}"
+                )));
+            };
+            if last >= cpus || first > last {
+                let available = if cpus == 1 { "0".to_owned() } else { format!("0-{}", cpus - 1) };
+                return Err(ApiError::bad_request(format!(
+                    "Requested CPUs are not available - requested {text}, available: {available}"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Words that no namespace mode has.
+    fn modes(&self) -> ApiResult<()> {
+        let of_container = |mode: &str| mode.starts_with("container:");
+        let known = [
+            ("PID", &self.pid_mode, self.pid_mode == "host" || of_container(&self.pid_mode)),
+            (
+                "IPC",
+                &self.ipc_mode,
+                matches!(self.ipc_mode.as_str(), "private" | "none" | "shareable" | "host") || of_container(&self.ipc_mode),
+            ),
+            ("UTS", &self.uts_mode, self.uts_mode == "host"),
+            ("cgroup namespace", &self.cgroupns_mode, matches!(self.cgroupns_mode.as_str(), "host" | "private")),
+        ];
+        match known.iter().find(|(_, mode, known)| !mode.is_empty() && !known) {
+            Some((what, mode, _)) => Err(ApiError::bad_request(format!("invalid {what} mode: {mode}"))),
+            None if !matches!(self.runtime.as_str(), "" | "arca" | "arca-ns" | "arca-vm" | "runc") => {
+                Err(ApiError::bad_request(format!("unknown or invalid runtime name: {}", self.runtime)))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// `--log-driver` and `--log-opt`.
+    fn logging(&self) -> ApiResult<()> {
+        let driver = self.log_config["Type"].as_str().unwrap_or("");
+        match driver {
+            "" | "none" => return Ok(()),
+            "json-file" => {}
+            driver if OTHER_LOG_DRIVERS.contains(&driver) => {
+                return Err(ApiError::absent(&format!("the log driver \"{driver}\"")));
+            }
+            driver => {
+                return Err(ApiError::bad_request(format!(
+                    "error looking up logging plugin {driver}: plugin \"{driver}\" not found"
+                )));
+            }
+        }
+        let options = self.log_config["Config"].as_object();
+        match options.and_then(|options| options.keys().find(|key| !LOG_OPTIONS.contains(&key.as_str()))) {
+            Some(key) => Err(ApiError::bad_request(format!("unknown log opt '{key}' for json-file log driver"))),
+            None => Ok(()),
+        }
+    }
+
     fn refuse_absent(&self) -> ApiResult<()> {
         let listed = |value: &Value| value.as_array().is_some_and(|items| !items.is_empty());
         let some = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|items| !items.is_empty());
         let absent = [
-            (some(&self.volumes_from), "--volumes-from"),
             (listed(&self.device_requests), "--gpus"),
             (some(&self.links), "--link on the default bridge"),
-            (!matches!(self.pid_mode.as_str(), "" | "private"), "--pid"),
+            (!self.pid_mode.is_empty(), "--pid"),
             (!matches!(self.ipc_mode.as_str(), "" | "private" | "none" | "shareable"), "--ipc"),
             (!self.userns_mode.is_empty() && self.userns_mode != "host", "--userns"),
             (!self.cgroup_parent.is_empty(), "--cgroup-parent"),
             (!matches!(self.uts_mode.as_str(), ""), "--uts"),
-            (!matches!(self.runtime.as_str(), "" | "arca" | "arca-ns" | "runc"), "this --runtime"),
-            (!matches!(self.log_config["Type"].as_str(), None | Some("" | "json-file")), "this log driver"),
+            (self.runtime == "arca-vm", "--runtime arca-vm"),
         ];
         match absent.iter().find(|(asked, _)| *asked) {
             Some((_, what)) => Err(ApiError::absent(what)),
@@ -345,8 +471,8 @@ mod tests {
         config.restart_policy.name = "zz".into();
         assert_eq!(config.validate().expect_err("policy").status.as_u16(), 400);
         config.restart_policy.name = "no".into();
-        config.volumes_from = Some(vec!["x".into()]);
-        assert_eq!(config.validate().expect_err("absent").message, "--volumes-from is not implemented by Arca yet");
+        config.pid_mode = "host".into();
+        assert_eq!(config.validate().expect_err("absent").message, "--pid is not implemented by Arca yet");
     }
 
     #[test]

@@ -108,7 +108,8 @@ pub fn bindings<'a>(
         }
     }
     for key in exposed {
-        let port = Port::parse(key)?;
+        // Docker keeps what is no port, and publishes nothing for it.
+        let Ok(port) = Port::parse(key) else { continue };
         if all && !keys.contains(&port.key()) {
             out.push(binding(port, String::new(), 0, 0)?);
         }

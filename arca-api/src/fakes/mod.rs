@@ -81,7 +81,7 @@ impl World {
 
 pub(crate) async fn create(engine: &Arc<Engine>, name: &str, body: serde_json::Value) -> ApiResult<Arc<Container>> {
     let request: CreateRequest = serde_json::from_value(body).expect("body");
-    create::create(engine, name, request).await
+    create::create(engine, name, "", request).await
 }
 
 /// Imports the image `img`, whose command is `sleep`.

@@ -4,12 +4,12 @@
 use axum::{
     Router,
     body::Body,
-    http::{HeaderValue, Request, Uri, uri::PathAndQuery},
+    http::{HeaderValue, Request, Uri, header::UPGRADE, uri::PathAndQuery},
     response::{IntoResponse, Response},
 };
 use tower::ServiceExt;
 
-use crate::http::ApiError;
+use crate::http::{ApiError, leftover};
 
 /// In a response's extensions: it carries no headers but its own and `Server`. Docker leaves them out where its router
 /// knows no path and where a connection is taken over for attach.
@@ -76,6 +76,10 @@ pub async fn answer(router: Router, mut request: Request<Body>) -> Response {
     let mut response = match without_version(request.uri()) {
         Ok((version, uri)) => {
             *request.uri_mut() = uri;
+            if !request.headers().contains_key(UPGRADE) {
+                let (parts, body) = request.into_parts();
+                request = Request::from_parts(parts, leftover::kept(body));
+            }
             request.extensions_mut().insert(version);
             match router.oneshot(request).await {
                 Ok(response) => response,

@@ -50,6 +50,8 @@ fn decode<T: DeserializeOwned>(headers: &HeaderMap, bytes: &[u8], empty: Empty) 
     if values.next().is_some() {
         return Err(ApiError::bad_request("unexpected content after JSON"));
     }
+    // As in Go: `null` leaves everything at its zero value.
+    let value = if value.is_null() { Value::Object(serde_json::Map::new()) } else { value };
     serde_json::from_value(keys::canonical(value)).map_err(|error| invalid(error.to_string()))
 }
 

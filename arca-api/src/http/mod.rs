@@ -11,6 +11,7 @@ pub mod frame;
 pub mod hijack;
 pub mod json;
 pub mod keys;
+pub mod leftover;
 pub mod query;
 pub mod server;
 pub mod upload;

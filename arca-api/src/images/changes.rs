@@ -42,7 +42,7 @@ pub(super) fn apply(lines: &[String]) -> Result<Value, ImageError> {
                 let (key, value) = rest.split_once('=').unwrap_or((rest, ""));
                 set(&mut config, "Labels", key.trim_matches('"'), json!(value.trim_matches('"')));
             }
-            _ => return Err(ImageError::Invalid(format!("{} is not a valid change command", upper.to_lowercase()))),
+            _ => return Err(ImageError::Invalid(format!("{upper} is not a valid change command"))),
         }
     }
     Ok(Value::Object(config))

@@ -12,6 +12,9 @@ pub enum ImageError {
     /// A reference or an archive that makes no sense.
     #[error("{0}")]
     Invalid(String),
+    /// An archive that ends or is garbled in the middle.
+    #[error("{0}")]
+    Broken(String),
     /// Several images share the id prefix, or an image may not be removed.
     #[error("{0}")]
     Conflict(String),
@@ -35,8 +38,16 @@ impl ImageError {
             Self::NotFound(_) => 404,
             Self::Invalid(_) => 400,
             Self::Conflict(_) => 409,
-            Self::Io { .. } => 500,
+            Self::Io { .. } | Self::Broken(_) => 500,
         }
+    }
+
+    /// For `map_err` on reading an archive; the texts are those of Go's tar reader.
+    #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+    pub(super) fn broken(error: io::Error) -> Self {
+        let text = error.to_string();
+        let short = error.kind() == io::ErrorKind::UnexpectedEof || text.contains("failed to read entire block");
+        Self::Broken(if short { "unexpected EOF".to_owned() } else { format!("archive is broken: {text}") })
     }
 
     pub(super) fn invalid(text: impl Into<String>) -> Self {

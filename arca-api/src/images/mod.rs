@@ -54,6 +54,8 @@ pub struct Image {
     pub config: oci_spec::image::ImageConfiguration,
     /// Overlay lower directories, topmost first.
     pub layers: Vec<PathBuf>,
+    /// Bytes of each layer, bottom first.
+    pub layer_sizes: Vec<u64>,
     /// Diff ids, bottom first, as in the config.
     pub diff_ids: Vec<String>,
     /// Bytes of regular files in all layers.
@@ -199,7 +201,9 @@ impl Store {
         let config = serde_json::json!({
             "architecture": architecture, "os": "linux", "created": created, "config": run,
             "rootfs": { "type": "layers", "diff_ids": [diff_id] },
-            "history": [{ "created": created, "comment": message }],
+            "history": [{
+                "created": created, "comment": if message.is_empty() { "Imported from -" } else { message },
+            }],
         });
         let tags: Vec<String> = tag.iter().filter_map(Reference::tagged).collect();
         self.add_image(config.to_string().as_bytes(), vec![diff_id], &tags)
@@ -267,7 +271,7 @@ impl Store {
     fn add_layer(&self, tar: impl Read + 'static, expected: Option<&str>) -> Result<String, ImageError> {
         let work = self.work_directory()?;
         let reader = archive::decompressed(BufReader::with_capacity(1 << 18, tar))
-            .map_err(|error| ImageError::Invalid(format!("archive is broken: {error}")))?;
+            .map_err(ImageError::broken)?;
         let unpacked = layer::unpack(reader, &work.path().join("diff"))?;
         if let Some(expected) = expected.filter(|expected| **expected != unpacked.diff_id) {
             return Err(ImageError::Invalid(format!(
@@ -296,18 +300,19 @@ impl Store {
         let corrupt = |error| ImageError::Invalid(format!("invalid image config: {error}"));
         let raw: serde_json::Value = serde_json::from_slice(&bytes).map_err(corrupt)?;
         let config = serde_json::from_slice(&bytes).map_err(corrupt)?;
-        let mut size = 0;
+        let mut layer_sizes = Vec::new();
         for layer in &record.layers {
             let file = self.layer_path(layer).join("size");
             let text = fs::read_to_string(&file).map_err(ImageError::io("read", &file))?;
-            size += text.trim().parse::<u64>().unwrap_or(0);
+            layer_sizes.push(text.trim().parse::<u64>().unwrap_or(0));
         }
         Ok(Image {
             id: id.to_owned(),
             repo_digests: Vec::new(),
             config,
             layers: record.layers.iter().rev().map(|layer| self.layer_path(layer).join("diff")).collect(),
-            size,
+            size: layer_sizes.iter().sum(),
+            layer_sizes,
             created: raw.get("created").and_then(|created| created.as_str()).unwrap_or_default().to_owned(),
             raw: Arc::new(raw),
             repo_tags: record.tags,

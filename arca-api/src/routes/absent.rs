@@ -12,7 +12,6 @@ use crate::{engine::Engine, http::ApiError};
 
 /// Method, path, name.
 pub const ABSENT: &[(MethodFilter, &str, &str)] = &[
-    (MethodFilter::GET, "/containers/{id}/top", "container top"),
     (MethodFilter::GET, "/containers/{id}/stats", "container stats"),
     (MethodFilter::GET, "/containers/{id}/changes", "container diff"),
     (MethodFilter::GET, "/containers/{id}/export", "container export"),

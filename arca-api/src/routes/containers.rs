@@ -18,14 +18,14 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::{
     docker::time::parse_point,
     containers::{
-        create::{self, CreateRequest},
+        Container, create::{self, CreateRequest},
         logs::{self, LogOptions},
         networks,
         remove::{self, Options},
         signals,
         start::{self, Started},
         stop::{self, Condition},
-        view,
+        top, view,
     },
     engine::{Engine, detached},
     http::{
@@ -55,17 +55,69 @@ pub fn router() -> Router<Arc<Engine>> {
         .route("/containers/{id}/unpause", post(unpause))
         .route("/containers/{id}/rename", post(rename))
         .route("/containers/{id}/wait", post(wait))
+        .route("/containers/{id}/top", get(container_top))
         .route("/containers/{id}/logs", get(container_logs))
         .route("/containers/{id}", delete(remove_container))
 }
 
 async fn list(State(engine): Shared, query: Query) -> ApiResult<Json<Vec<Value>>> {
-    view::list(&engine, &query).map(Json)
+    let mut entries = view::list(&engine, &query)?;
+    if query.flag("size") {
+        for entry in &mut entries {
+            let Ok(container) = engine.container(entry["Id"].as_str().unwrap_or("")) else { continue };
+            let (own, all) = sizes(&engine, &container).await?;
+            if own > 0 {
+                entry["SizeRw"] = json!(own);
+            }
+            entry["SizeRootFs"] = json!(all);
+        }
+    }
+    Ok(Json(entries))
 }
 
-async fn inspect(State(engine): Shared, Path(id): Path<String>) -> ApiResult<Json<Value>> {
+/// Bytes a container has written, and with its image's.
+async fn sizes(engine: &Arc<Engine>, container: &Container) -> ApiResult<(u64, u64)> {
+    let upper = engine.folder(&container.id).join("upper");
+    let (images, id) = (engine.images.clone(), container.with(|record| record.image_id.clone()));
+    Engine::blocking(move || {
+        let own = written(&upper)?;
+        // An image that was removed by force meanwhile is no fault of the container.
+        Ok((own, own + images.resolve(&id).map_or(0, |image| image.size)))
+    })
+    .await
+}
+
+/// Bytes of files and links below a folder; what goes while it is read is passed over.
+fn written(folder: &std::path::Path) -> std::io::Result<u64> {
+    let mut total = 0;
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = std::fs::read_dir(&folder) else { continue };
+        for entry in entries.flatten() {
+            match entry.metadata() {
+                Ok(metadata) if metadata.is_dir() => folders.push(entry.path()),
+                Ok(metadata) => total += metadata.len(),
+                Err(_) => {}
+            }
+        }
+    }
+    Ok(total)
+}
+
+async fn inspect(
+    State(engine): Shared,
+    Extension(version): Extension<ApiVersion>,
+    Path(id): Path<String>,
+    query: Query,
+) -> ApiResult<Json<Value>> {
     let container = engine.container(&id)?;
-    Ok(Json(view::inspect(&engine, &container)))
+    let mut answer = view::inspect(&engine, &container, version);
+    if query.flag("size") {
+        let (own, all) = sizes(&engine, &container).await?;
+        answer["SizeRw"] = json!(own);
+        answer["SizeRootFs"] = json!(all);
+    }
+    Ok(Json(answer))
 }
 
 async fn create_container(
@@ -75,8 +127,18 @@ async fn create_container(
     request_body: Body,
 ) -> ApiResult<(StatusCode, Json<Value>)> {
     let request: CreateRequest = body::read(&headers, request_body, Empty::Fault).await?;
-    let container = detached(async move { create::create(&engine, query.get("name"), request).await }).await?;
+    let container = detached(async move { create::create(&engine, query.get("name"), query.get("platform"), request).await }).await?;
     Ok((StatusCode::CREATED, Json(json!({"Id": container.id, "Warnings": []}))))
+}
+
+async fn container_top(State(engine): Shared, Path(id): Path<String>, query: Query) -> ApiResult<Json<Value>> {
+    let container = engine.container(&id)?;
+    container.running()?;
+    let pid = container.with(|record| record.state.pid);
+    let arguments = query.get("ps_args").to_owned();
+    let answer = Engine::blocking(move || top::top(pid, &arguments)).await?;
+    container.emit(&engine, "top", &[]);
+    Ok(Json(answer))
 }
 
 fn done(changed: bool) -> StatusCode {
@@ -166,6 +228,12 @@ async fn container_logs(
     let container = engine.container(&id)?;
     let raw = container.with(|record| record.config.tty);
     let options = LogOptions::from_query(&query, raw)?;
+    if container.with(|record| record.host.log_config["Type"] == "none") {
+        return Err(ApiError::new(
+            StatusCode::NOT_IMPLEMENTED,
+            "configured logging driver does not support reading",
+        ));
+    }
     let receiver = logs::stream(&container, &engine.folder(&container.id).join("output.log"), options);
     Ok(([(CONTENT_TYPE, content_type(raw, version))], Body::from_stream(ReceiverStream::new(receiver))).into_response())
 }

@@ -6,21 +6,21 @@ use std::{collections::BTreeMap, sync::Arc};
 use axum::{
     Json, Router,
     body::Body,
-    extract::{Path, State},
+    extract::{Extension, Path, State},
     http::{StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::{
     docker::{config::ContainerConfig, time::from_rfc3339},
     engine::{Engine, detached},
-    http::{ApiError, ApiResult, filters::Filters, keys, query::Query, upload::Upload},
-    images::{Image, ImageError, ImageUser, Removed},
+    http::{ApiError, ApiResult, filters::Filters, frame::ApiVersion, keys, query::Query, upload::Upload},
+    images::{Image, ImageError, ImageUser, Removed, reference::Reference},
 };
 
 type Shared = State<Arc<Engine>>;
@@ -63,22 +63,39 @@ fn users(engine: &Engine) -> Vec<ImageUser> {
 /// Filter keys that `GET /images/json` knows.
 const FILTERS: &[&str] = &["before", "dangling", "label", "reference", "since", "until"];
 
-async fn list(State(engine): Shared, query: Query) -> ApiResult<Json<Vec<Value>>> {
+async fn list(
+    State(engine): Shared,
+    Extension(version): Extension<ApiVersion>,
+    query: Query,
+) -> ApiResult<Json<Vec<Value>>> {
     let filters = Filters::from_query(&query, FILTERS)?;
     for key in ["before", "since", "until"] {
         if !filters.values(key).is_empty() {
             return Err(ApiError::absent(&format!("the image filter \"{key}\"")));
         }
     }
-    let dangling = filters.boolean("dangling")?;
+    let dangling = filters
+        .boolean("dangling")
+        .map_err(|_| ApiError::bad_request(format!("invalid filter 'dangling=[{}]'", filters.values("dangling").join(" "))))?;
     let images = engine.images.clone();
     let all = Engine::blocking(move || images.list().map_err(Into::into)).await?;
-    let chosen = all.iter().filter(|image| {
-        dangling.is_none_or(|wanted| image.repo_tags.is_empty() == wanted)
-            && filters.any("reference", |pattern| image.repo_tags.iter().any(|tag| reference_matches(tag, pattern)))
-            && filters.labels("label", &config_of(image).labels)
-    });
-    Ok(Json(chosen.map(summary).collect()))
+    let mut chosen = Vec::new();
+    for mut image in all {
+        if !filters.values("reference").is_empty() {
+            // Only the names that were asked for are shown.
+            image.repo_tags.retain(|tag| filters.any("reference", |pattern| reference_matches(tag, pattern)));
+            if image.repo_tags.is_empty() {
+                continue;
+            }
+        }
+        if dangling.is_none_or(|wanted| image.repo_tags.is_empty() == wanted)
+            && filters.labels("label", &config_of(&image).labels)
+        {
+            let users = users(&engine).iter().filter(|user| user.image_id == image.id).count();
+            chosen.push(summary(&image, users, version));
+        }
+    }
+    Ok(Json(chosen))
 }
 
 /// `name`, `name:tag`, with `*` for anything but a slash.
@@ -97,18 +114,35 @@ fn glob(text: &str, pattern: &str) -> bool {
     }
 }
 
-fn summary(image: &Image) -> Value {
-    json!({
-        "Containers": -1,
+/// What older clients get besides, or instead (Docker's version history: 1.43, 1.44, 1.51).
+fn summary(image: &Image, users: usize, version: ApiVersion) -> Value {
+    let labels = config_of(image).labels;
+    let mut out = json!({
+        "Containers": if version < ApiVersion::v1(51) { json!(-1) } else { json!(users) },
         "Created": from_rfc3339(&image.created).unwrap_or(0) / 1_000_000_000,
         "Id": image.id,
-        "Labels": config_of(image).labels,
+        "Labels": if labels.is_empty() { Value::Null } else { json!(labels) },
         "ParentId": "",
         "RepoDigests": image.repo_digests,
         "RepoTags": image.repo_tags,
         "SharedSize": -1,
         "Size": image.size,
-    })
+    });
+    if version < ApiVersion::v1(44) {
+        out["VirtualSize"] = json!(image.size);
+    }
+    if version < ApiVersion::v1(43) {
+        let nameless = image.repo_tags.is_empty() && image.repo_digests.is_empty();
+        if nameless {
+            out["RepoTags"] = json!(["<none>:<none>"]);
+        }
+        out["RepoDigests"] = match image.repo_digests.as_slice() {
+            [] if nameless => json!(["<none>@<none>"]),
+            [] => Value::Null,
+            digests => json!(digests),
+        };
+    }
+    out
 }
 
 fn json_lines(receiver: mpsc::UnboundedReceiver<Value>) -> Response {
@@ -183,25 +217,91 @@ async fn create(State(engine): Shared, query: Query, request_body: Body) -> ApiR
     Ok(json_lines(receiver))
 }
 
-async fn read(State(engine): Shared, Path(rest): Path<String>) -> ApiResult<Json<Value>> {
+async fn read(
+    State(engine): Shared,
+    Extension(version): Extension<ApiVersion>,
+    Path(rest): Path<String>,
+) -> ApiResult<Json<Value>> {
     let (name, verb) = rest.rsplit_once('/').unwrap_or((&rest, ""));
     let name = name.to_owned();
     match verb {
         "json" => {
             let images = engine.images.clone();
             let image = Engine::blocking(move || images.resolve(&name).map_err(Into::into)).await?;
-            Ok(Json(inspect(&image)))
+            Ok(Json(inspect(&image, version)))
         }
-        "history" => Err(ApiError::absent("image history")),
+        "history" => {
+            let images = engine.images.clone();
+            let image = Engine::blocking(move || images.resolve(&name).map_err(Into::into)).await?;
+            Ok(Json(history(&image)))
+        }
         "get" => Err(ApiError::absent("image save")),
         "attestations" => Err(ApiError::absent("image attestations")),
         _ => Err(ApiError::not_found("page not found")),
     }
 }
 
-fn inspect(image: &Image) -> Value {
+/// The steps an image was made by, newest first; only the last has an id here.
+fn history(image: &Image) -> Value {
+    let steps = image.raw_config()["history"].as_array().cloned().unwrap_or_default();
+    let mut sizes = image.layer_sizes.iter();
+    let text = |step: &Value, key: &str| step[key].as_str().unwrap_or("").to_owned();
+    let mut entries: Vec<Value> = steps
+        .iter()
+        .map(|step| {
+            let empty = step["empty_layer"].as_bool().unwrap_or(false);
+            let size = if empty { 0 } else { sizes.next().copied().unwrap_or(0) };
+            json!({
+                "Comment": text(step, "comment"),
+                "Created": from_rfc3339(&text(step, "created")).unwrap_or(0) / 1_000_000_000,
+                "CreatedBy": text(step, "created_by"),
+                "Id": "<missing>",
+                "Size": size,
+                "Tags": null,
+            })
+        })
+        .collect();
+    if let Some(last) = entries.last_mut() {
+        last["Id"] = json!(image.id);
+        last["Tags"] = json!(image.repo_tags);
+    }
+    entries.reverse();
+    json!(entries)
+}
+
+/// What of a configuration belongs to an image: Docker leaves the rest out since 1.50.
+const IMAGE_ONLY: &[&str] = &[
+    "ArgsEscaped",
+    "Cmd",
+    "Entrypoint",
+    "Env",
+    "ExposedPorts",
+    "Healthcheck",
+    "Labels",
+    "OnBuild",
+    "Shell",
+    "StopSignal",
+    "User",
+    "Volumes",
+    "WorkingDir",
+];
+
+fn image_config(image: &Image, version: ApiVersion) -> Value {
+    let mut config = json!(config_of(image));
+    if let Some(fields) = config.as_object_mut() {
+        if fields.get("Labels").and_then(Value::as_object).is_some_and(Map::is_empty) {
+            fields.insert("Labels".into(), Value::Null);
+        }
+        if version >= ApiVersion::v1(50) {
+            fields.retain(|key, _| IMAGE_ONLY.contains(&key.as_str()));
+        }
+    }
+    config
+}
+
+fn inspect(image: &Image, version: ApiVersion) -> Value {
     let raw = image.raw_config();
-    json!({
+    let mut out = json!({
         "Id": image.id,
         "RepoTags": image.repo_tags,
         "RepoDigests": image.repo_digests,
@@ -210,7 +310,7 @@ fn inspect(image: &Image) -> Value {
         "Created": image.created,
         "DockerVersion": "",
         "Author": raw["author"].as_str().unwrap_or(""),
-        "Config": config_of(image),
+        "Config": image_config(image, version),
         "Architecture": raw["architecture"].as_str().unwrap_or("amd64"),
         "Os": raw["os"].as_str().unwrap_or("linux"),
         "Size": image.size,
@@ -221,7 +321,16 @@ fn inspect(image: &Image) -> Value {
         },
         "RootFS": {"Type": "layers", "Layers": image.diff_ids},
         "Metadata": {"LastTagTime": "0001-01-01T00:00:00Z"},
-    })
+    });
+    if version < ApiVersion::v1(45) {
+        let mut empty = json!(ContainerConfig::default());
+        empty["Labels"] = Value::Null;
+        out["ContainerConfig"] = empty;
+    }
+    if version < ApiVersion::v1(44) {
+        out["VirtualSize"] = json!(image.size);
+    }
+    out
 }
 
 async fn write(State(engine): Shared, Path(rest): Path<String>, query: Query) -> ApiResult<StatusCode> {
@@ -229,14 +338,19 @@ async fn write(State(engine): Shared, Path(rest): Path<String>, query: Query) ->
     let name = name.to_owned();
     match verb {
         "tag" => {
+            let repository = query.get("repo");
             let target = match query.get("tag") {
-                "" => query.get("repo").to_owned(),
-                tag => format!("{}:{tag}", query.get("repo")),
+                "" => repository.to_owned(),
+                tag => format!("{repository}:{tag}"),
             };
+            if Reference::parse(repository).is_ok() && Reference::parse(&target).is_err() {
+                return Err(ApiError::bad_request("invalid tag format"));
+            }
             Engine::blocking(move || {
                 engine.images.tag(&name, &target)?;
                 let id = engine.images.resolve(&target)?.id;
-                emit(&engine, "tag", &id, &target);
+                let familiar = Reference::parse(&target).map_or(target, |reference| reference.to_string());
+                emit(&engine, "tag", &id, &familiar);
                 Ok(StatusCode::CREATED)
             })
             .await
@@ -253,7 +367,7 @@ async fn remove(State(engine): Shared, Path(name): Path<String>, query: Query) -
         let removed = engine.images.remove(&name, force, &users(&engine))?;
         for line in &removed {
             match line {
-                Removed::Untagged(name) => emit(&engine, "untag", &id, name),
+                Removed::Untagged(_) => emit(&engine, "untag", &id, &id),
                 Removed::Deleted(gone) => emit(&engine, "delete", gone, gone),
             }
         }

@@ -39,9 +39,7 @@ pub fn router() -> Router<Arc<Engine>> {
         .route("/networks/create", post(create))
         .route("/networks/prune", post(prune))
         // A name may hold slashes.
-        .route("/networks/{*id}", get(inspect).delete(remove))
-        .route("/networks/{id}/connect", post(connect))
-        .route("/networks/{id}/disconnect", post(disconnect))
+        .route("/networks/{*rest}", get(inspect).delete(remove).post(change))
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -316,14 +314,24 @@ struct ConnectRequest {
     endpoint_config: EndpointSettings,
 }
 
-async fn connect(
+/// Connect and disconnect: the verb is the end of the path.
+async fn change(
     State(engine): Shared,
-    Path(id): Path<String>,
+    Path(rest): Path<String>,
     headers: HeaderMap,
     request_body: Body,
 ) -> ApiResult<StatusCode> {
-    let request: ConnectRequest = body::read(&headers, request_body, Empty::Object).await?;
-    containers::connect(engine, id, &request.container, request.endpoint_config).await?;
+    match rest.rsplit_once('/') {
+        Some((id, "connect")) => {
+            let request: ConnectRequest = body::read(&headers, request_body, Empty::Object).await?;
+            containers::connect(engine, id.to_owned(), &request.container, request.endpoint_config).await?;
+        }
+        Some((id, "disconnect")) => {
+            let request: DisconnectRequest = body::read(&headers, request_body, Empty::Object).await?;
+            containers::disconnect(engine, id.to_owned(), &request.container, request.force).await?;
+        }
+        _ => return Err(ApiError::not_found("page not found")),
+    }
     Ok(StatusCode::OK)
 }
 
@@ -332,17 +340,6 @@ async fn connect(
 struct DisconnectRequest {
     container: String,
     force: bool,
-}
-
-async fn disconnect(
-    State(engine): Shared,
-    Path(id): Path<String>,
-    headers: HeaderMap,
-    request_body: Body,
-) -> ApiResult<StatusCode> {
-    let request: DisconnectRequest = body::read(&headers, request_body, Empty::Object).await?;
-    containers::disconnect(engine, id, &request.container, request.force).await?;
-    Ok(StatusCode::OK)
 }
 
 #[cfg(test)]

@@ -81,7 +81,10 @@ async fn version() -> Json<Value> {
             "Details": {
                 "ApiVersion": MAX_VERSION.to_string(),
                 "Arch": architecture(),
+                "BuildTime": "",
                 "Experimental": "false",
+                "GitCommit": "",
+                "GoVersion": "",
                 "KernelVersion": release,
                 "MinAPIVersion": MIN_VERSION.to_string(),
                 "Os": "linux",
@@ -105,10 +108,11 @@ fn memory_total() -> u64 {
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
-fn operating_system() -> String {
-    let text = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let name = text.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
-    name.map_or_else(|| std::env::consts::OS.to_owned(), |name| name.trim_matches('"').to_owned())
+/// A value of os-release(5).
+fn os_release(key: &str) -> Option<String> {
+    let text = std::fs::read_to_string("/etc/os-release").ok()?;
+    let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='))?;
+    Some(value.trim_matches('"').to_owned())
 }
 
 async fn info(State(engine): Shared) -> ApiResult<Json<Value>> {
@@ -162,12 +166,16 @@ async fn info(State(engine): Shared) -> ApiResult<Json<Value>> {
         "CgroupVersion": if std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists() { "2" } else { "1" },
         "NEventsListener": 0,
         "KernelVersion": release,
-        "OperatingSystem": operating_system(),
-        "OSVersion": "",
+        "OperatingSystem": os_release("PRETTY_NAME").unwrap_or_else(|| std::env::consts::OS.to_owned()),
+        "OSVersion": os_release("VERSION_ID").unwrap_or_default(),
         "OSType": "linux",
         "Architecture": std::env::consts::ARCH,
         "IndexServerAddress": "https://index.docker.io/v1/",
-        "RegistryConfig": null,
+        "RegistryConfig": {
+            "IndexConfigs": {"docker.io": {"Mirrors": [], "Name": "docker.io", "Official": true, "Secure": true}},
+            "InsecureRegistryCIDRs": ["::1/128", "127.0.0.0/8"],
+            "Mirrors": null,
+        },
         "NCPU": cpus,
         "MemTotal": memory_total(),
         "GenericResources": null,

@@ -52,12 +52,22 @@ const FURTHER: &[&str] = &[
     "CAP_WAKE_ALARM",
 ];
 
+fn full_name(text: &str) -> String {
+    let upper = text.to_uppercase();
+    if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") }
+}
+
+/// The first name that no capability has.
+pub(super) fn known(names: &[String]) -> Result<(), String> {
+    let is_known = |name: &String| name == "CAP_ALL" || DEFAULT.iter().chain(FURTHER).any(|known| known == name);
+    names.iter().map(|name| full_name(name)).find(|name| !is_known(name)).map_or(Ok(()), Err)
+}
+
 /// The set in force, sorted.
 pub(super) fn in_force(privileged: bool, add: &[String], drop: &[String]) -> Result<Vec<&'static str>, SpecError> {
     let known = || DEFAULT.iter().chain(FURTHER).copied();
     let find = |text: &String| -> Result<Option<&'static str>, SpecError> {
-        let upper = text.to_uppercase();
-        let name = if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") };
+        let name = full_name(text);
         match name.as_str() {
             "CAP_ALL" => Ok(None),
             name => known()

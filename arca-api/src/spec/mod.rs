@@ -68,6 +68,19 @@ pub struct ExecOptions {
     pub tty: bool,
 }
 
+/// Checks `--cap-add` and `--cap-drop`, when the container is created.
+///
+/// # Errors
+/// 400 with Docker's text.
+pub fn check_capabilities(host: &HostConfig) -> crate::http::ApiResult<()> {
+    for (field, names) in [("CapAdd", &host.cap_add), ("CapDrop", &host.cap_drop)] {
+        if let Err(name) = capabilities::known(list(names)) {
+            return Err(crate::http::ApiError::bad_request(format!("invalid {field}: unknown capability: {name:?}")));
+        }
+    }
+    Ok(())
+}
+
 /// The OCI runtime configuration of the container.
 ///
 /// # Errors
@@ -82,6 +95,9 @@ pub fn compose(input: &Input<'_>) -> Result<Value, SpecError> {
     let host_uts = host.uts_mode == "host" || (host.network_mode == "host" && input.config.hostname.is_empty());
     if !host_uts {
         namespaces.push(json!({"type": "uts"}));
+    }
+    if host.cgroupns_mode == "private" {
+        namespaces.push(json!({"type": "cgroup"}));
     }
     let mut linux = json!({
         "namespaces": namespaces,
@@ -151,6 +167,12 @@ fn process(
         path if path.starts_with('/') => path.to_owned(),
         path => format!("/{path}"),
     };
+    // What a layer has there as a file, no folder can be.
+    let place = cwd.trim_start_matches('/');
+    let there = root.iter().find_map(|layer| std::fs::symlink_metadata(layer.join(place)).ok());
+    if !place.is_empty() && there.is_some_and(|metadata| metadata.is_file()) {
+        return Err(SpecError(format!("Cannot mkdir: {cwd} is not a directory")));
+    }
     let no_new_privileges = match security_option(host, "no-new-privileges").as_deref() {
         None | Some("false") => false,
         Some("" | "true") => true,

@@ -27,6 +27,9 @@ pub(super) fn all(input: &Input<'_>) -> Result<Vec<Value>, SpecError> {
     ];
     let shm = format!("size={shm}");
     mounts.push(mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &shm]));
+    for wanted in host.mounts.iter().filter(|wanted| wanted.kind == "tmpfs") {
+        mounts.push(tmpfs(&wanted.target, &wanted.tmpfs_text())?);
+    }
     for (destination, options) in &host.tmpfs {
         mounts.push(tmpfs(destination, options)?);
     }

@@ -16,6 +16,9 @@ use super::SpecError;
 /// A file larger than this is no account file.
 const LARGEST: u64 = 4 << 20;
 
+/// Greatest user or group id.
+const MOST: u64 = 2_147_483_647;
+
 /// Who a process runs as.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct User {
@@ -44,6 +47,10 @@ pub(super) fn resolve(text: &str, group_add: &[String], root: &[PathBuf]) -> Res
     let accounts = accounts(&read(root, Path::new("etc/passwd")));
     let groups = groups(&read(root, Path::new("etc/group")));
     let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
+    let in_range = |text: &str| text.parse::<u64>().is_ok_and(|id| id > MOST);
+    if in_range(user) || group.is_some_and(in_range) {
+        return Err(SpecError(format!("uids and gids must be in range 0-{MOST}")));
+    }
     let number = user.parse::<u32>().ok();
     let account = match (user, number) {
         ("", _) => accounts.iter().find(|account| account.uid == 0),
@@ -66,6 +73,8 @@ pub(super) fn resolve(text: &str, group_add: &[String], root: &[PathBuf]) -> Res
         let member = |group: &&Group| group.members.contains(&account.name);
         additional.extend(groups.iter().filter(member).map(|group| group.gid));
     }
+    // Its own group too: a process that loses it by set-gid must not gain what is denied to that group.
+    additional.push(gid);
     for group in group_add {
         additional.push(group_id(group, &groups)?);
     }
@@ -154,14 +163,14 @@ mod tests {
             let add: Vec<String> = add.iter().map(|&text| text.to_owned()).collect();
             resolve(text, &add, &root)
         };
-        let bob = User { uid: 7, gid: 8, additional: vec![29], home: "/home/bob".into() };
+        let bob = User { uid: 7, gid: 8, additional: vec![8, 29], home: "/home/bob".into() };
         assert_eq!(user("bob", &[]), Ok(bob.clone()));
         assert_eq!(user("7", &[]), Ok(bob));
         assert_eq!(
             user("bob:audio", &["5"]),
-            Ok(User { uid: 7, gid: 29, additional: vec![5], home: "/home/bob".into() })
+            Ok(User { uid: 7, gid: 29, additional: vec![5, 29], home: "/home/bob".into() })
         );
-        assert_eq!(user("4000", &[]), Ok(User { uid: 4000, gid: 0, additional: vec![], home: "/".into() }));
+        assert_eq!(user("4000", &[]), Ok(User { uid: 4000, gid: 0, additional: vec![0], home: "/".into() }));
         assert_eq!(user("", &[]).map(|user| user.home), Ok("/root".into()));
         assert_eq!(
             user("eve", &[]).expect_err("unknown").0,
