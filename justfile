@@ -55,6 +55,7 @@ demo *arguments: build test-image
     tests/demo/run "$@"
 
 # Run every test: prepares with network, then tests without; ends with the count
+[no-exit-message]
 test *arguments:
     tests/checks/suite "$@"
 

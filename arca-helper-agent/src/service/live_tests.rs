@@ -385,8 +385,10 @@ async fn declared_objects_become_rows_and_come_back_as_observations() {
     let status = second.get_status(proto::GetStatusRequest {}).await.unwrap().into_inner();
     assert_eq!((status.networks, status.endpoints, status.published_ports), (1, 0, 0));
     second.sync(sync(4, vec![], true)).await.unwrap();
+    // This test's own connection may hear of the removal later than the agent's.
+    let one_switch = db.wait_for(|seen| (seen.rows("Logical_Switch").count() == 1).then_some(()));
+    tokio::time::timeout(Duration::from_secs(5), one_switch).await.expect("only the uplink's switch stays").unwrap();
     let now = db.snapshot();
-    assert_eq!(now.rows("Logical_Switch").count(), 1, "only the uplink's switch stays");
     assert_eq!(
         (now.rows("DHCP_Options").count(), now.rows("DNS").count(), now.rows("Load_Balancer").count()),
         (0, 0, 0)

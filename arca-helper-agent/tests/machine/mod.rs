@@ -47,14 +47,16 @@ pub fn in_sandbox(test: &str, body: impl AsyncFnOnce(Machine)) {
     runtime.block_on(async { body(Machine::boot(&root).await).await });
 }
 
-/// The root: image below, tmpfs above; libgcc because the agent of a test build is not static.
+/// The root: image below, tmpfs above; libgcc because the agent of a test build is not static. Image and agent are
+/// opened first: they may lie below the /tmp that is hidden here.
 const PREPARE: &str = r#"
 set -e
+exec 8<"$ROOT" 9<"$AGENT"
 mount -t tmpfs tmpfs /tmp
 mkdir -p /tmp/u /tmp/w /tmp/r /tmp/s /tmp/d
-mount -t overlay overlay -o "lowerdir=$ROOT,upperdir=/tmp/u,workdir=/tmp/w" /tmp/r
+mount -t overlay overlay -o "lowerdir=/proc/self/fd/8,upperdir=/tmp/u,workdir=/tmp/w" /tmp/r
 for folder in proc sys dev run vsock var/lib/arca tmp; do mkdir -p /tmp/r/$folder; done
-cp "$AGENT" /tmp/r/sbin/arca-helper-agent
+cp /proc/self/fd/9 /tmp/r/sbin/arca-helper-agent
 for library in /lib/*/libgcc_s.so.1; do cp "$library" /tmp/r/usr/lib/; done
 mount --bind /tmp/s /tmp/r/vsock
 mount --bind /tmp/d /tmp/r/var/lib/arca
