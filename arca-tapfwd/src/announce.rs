@@ -53,10 +53,14 @@ fn arp(mac: MacAddr, address: Ipv4Addr) -> [u8; 28] {
     packet
 }
 
-/// An IPv6 packet from `address` to all nodes that says where it is.
+/// An IPv6 packet from the interface's link-local address to all nodes that says where `address` is. OVN's routers do not
+/// learn from such a packet what they do not know yet, as they would from one with another source.
 fn advertisement(mac: MacAddr, address: Ipv6Addr) -> Vec<u8> {
     const LENGTH: u8 = 32;
     const ICMPV6: u8 = 58;
+    let [a, b, c, d, e, f] = mac.octets();
+    // RFC 4291 appendix A: the hardware address with its universal bit flipped.
+    let source = Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
     let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
     // Type 136, code, checksum, override flag.
     let mut icmp = vec![136, 0, 0, 0, 0x20, 0, 0, 0];
@@ -64,12 +68,12 @@ fn advertisement(mac: MacAddr, address: Ipv6Addr) -> Vec<u8> {
     // Option: target's link-layer address, one unit of eight bytes.
     icmp.extend_from_slice(&[2, 1]);
     icmp.extend_from_slice(&mac.octets());
-    let pseudo = [&address.octets()[..], &all_nodes.octets(), &[0, 0, 0, LENGTH, 0, 0, 0, ICMPV6]].concat();
+    let pseudo = [&source.octets()[..], &all_nodes.octets(), &[0, 0, 0, LENGTH, 0, 0, 0, ICMPV6]].concat();
     let sum = checksum(&icmp, partial_sum(&pseudo, 0));
     icmp[2..4].copy_from_slice(&sum.to_be_bytes());
     // Hop limit 255 proves that no router passed it on.
     let header = [0x60, 0, 0, 0, 0, LENGTH, ICMPV6, 255];
-    [&header[..], &address.octets(), &all_nodes.octets(), &icmp].concat()
+    [&header[..], &source.octets(), &all_nodes.octets(), &icmp].concat()
 }
 
 #[cfg(test)]
@@ -89,6 +93,7 @@ mod tests {
         let address: Ipv6Addr = "fd00:18::2".parse().unwrap();
         let packet = advertisement(MacAddr::try_from("02:42:ac:12:00:02").unwrap(), address);
         assert_eq!((packet.len(), packet[7], packet[40], packet[44]), (72, 255, 136, 0x20));
+        assert_eq!(packet[8..24], "fe80::42:acff:fe12:2".parse::<Ipv6Addr>().unwrap().octets());
         assert_eq!(packet[48..64], address.octets());
         let pseudo = [&packet[8..40], &[0, 0, 0, 32, 0, 0, 0, 58]].concat();
         assert_eq!(checksum(&packet[40..], partial_sum(&pseudo, 0)), 0);

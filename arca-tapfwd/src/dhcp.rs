@@ -12,8 +12,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use dhcproto::v4::{
-    CLIENT_PORT, Decodable, Decoder, DhcpOption, Encodable, Flags, HType, Message, MessageType, Opcode, OptionCode,
-    SERVER_PORT,
+    CLIENT_PORT, DhcpOption, Encodable, Flags, HType, Message, MessageType, Opcode, OptionCode, SERVER_PORT,
 };
 use tokio::time::{Instant, timeout_at};
 
@@ -27,6 +26,9 @@ const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// Least length of a BOOTP message (RFC 951); some servers drop shorter ones.
 const BOOTP_MIN: usize = 300;
+/// Bytes before the options (RFC 2131 section 2), and what those begin with.
+const BOOTP_HEADER: usize = 236;
+const MAGIC: [u8; 4] = [99, 130, 83, 99];
 
 /// Why an address was not confirmed.
 #[derive(Debug, thiserror::Error)]
@@ -159,47 +161,59 @@ fn request(id: u32, mac: MacAddr, address: Ipv4Addr) -> Vec<u8> {
 }
 
 /// `None` for a packet that is not the answer to our request. Checksums are not looked at: a frame from a TAP may
-/// carry an unfinished one by right (`virtio_net_hdr`), and it never left this host's memory.
+/// carry an unfinished one by right (`virtio_net_hdr`), and it never left this host's memory. Taken apart by hand:
+/// anybody on the network can send such a packet, and dhcproto's decoder panics on some.
 fn parse(packet: &[u8], id: u32, address: Ipv4Addr) -> Option<Result<Lease, DhcpError>> {
-    let bytes = udp::payload(packet, SERVER_PORT, CLIENT_PORT)?;
-    let message = Message::decode(&mut Decoder::new(bytes)).ok()?;
-    if message.opcode() != Opcode::BootReply || message.xid() != id {
+    const BOOT_REPLY: u8 = 2;
+    let message = udp::payload(packet, SERVER_PORT, CLIENT_PORT)?;
+    let (header, options) = message.split_at_checked(BOOTP_HEADER)?;
+    let options = options.strip_prefix(&MAGIC)?;
+    if header[0] != BOOT_REPLY || header[4..8] != id.to_be_bytes() {
         return None;
     }
-    let options = message.opts();
-    let server = match options.get(OptionCode::ServerIdentifier) {
-        Some(DhcpOption::ServerIdentifier(server)) => *server,
-        _ => Ipv4Addr::new(packet[12], packet[13], packet[14], packet[15]),
-    };
-    match options.msg_type()? {
-        MessageType::Ack if message.yiaddr() == address => {}
-        MessageType::Ack => return Some(Err(DhcpError::Other { server, address, got: message.yiaddr() })),
+    let yours = v4(&header[16..20])?;
+    let get = |code: OptionCode| option(options, code.into());
+    let server = get(OptionCode::ServerIdentifier).and_then(v4).or_else(|| v4(&packet[12..16]))?;
+    match MessageType::from(*get(OptionCode::MessageType)?.first()?) {
+        MessageType::Ack if yours == address => {}
+        MessageType::Ack => return Some(Err(DhcpError::Other { server, address, got: yours })),
         MessageType::Nak => {
-            let reason = match options.get(OptionCode::Message) {
-                Some(DhcpOption::Message(text)) => format!(": {text}"),
-                _ => String::new(),
-            };
-            return Some(Err(DhcpError::Refused { server, address, reason }));
+            let text = get(OptionCode::Message).map(|text| format!(": {}", String::from_utf8_lossy(text)));
+            return Some(Err(DhcpError::Refused { server, address, reason: text.unwrap_or_default() }));
         }
         _ => return None,
     }
-    let router = match options.get(OptionCode::Router) {
-        Some(DhcpOption::Router(list)) => list.first().copied(),
-        _ => None,
-    };
-    let dns_servers = match options.get(OptionCode::DomainNameServer) {
-        Some(DhcpOption::DomainNameServer(list)) => list.clone(),
-        _ => Vec::new(),
-    };
-    let mtu = match options.get(OptionCode::InterfaceMtu) {
-        Some(DhcpOption::InterfaceMtu(mtu)) => Some(*mtu),
-        _ => None,
-    };
-    let seconds = match options.get(OptionCode::AddressLeaseTime) {
-        Some(DhcpOption::AddressLeaseTime(seconds)) => *seconds,
-        _ => 0,
-    };
-    Some(Ok(Lease { address, router, dns_servers, mtu, seconds, server }))
+    let dns_servers = get(OptionCode::DomainNameServer).unwrap_or_default().chunks_exact(4).filter_map(v4).collect();
+    let mtu = get(OptionCode::InterfaceMtu).and_then(|mtu| Some(u16::from_be_bytes(mtu.try_into().ok()?)));
+    let seconds = get(OptionCode::AddressLeaseTime).and_then(|time| Some(u32::from_be_bytes(time.try_into().ok()?)));
+    let router = get(OptionCode::Router).and_then(v4);
+    Some(Ok(Lease { address, router, dns_servers, mtu, seconds: seconds.unwrap_or_default(), server }))
+}
+
+/// Value of the first option of that code (RFC 2132 section 2); `None` if it is missing or cut off.
+fn option(mut options: &[u8], code: u8) -> Option<&[u8]> {
+    const PAD: u8 = 0;
+    const END: u8 = 255;
+    loop {
+        let (found, rest) = options.split_first()?;
+        options = match *found {
+            PAD => rest,
+            END => return None,
+            found => {
+                let (length, rest) = rest.split_first()?;
+                let (value, rest) = rest.split_at_checked((*length).into())?;
+                if found == code {
+                    return Some(value);
+                }
+                rest
+            }
+        };
+    }
+}
+
+/// The first address in `bytes`.
+fn v4(bytes: &[u8]) -> Option<Ipv4Addr> {
+    bytes.first_chunk::<4>().map(|octets| Ipv4Addr::from(*octets))
 }
 
 #[cfg(test)]

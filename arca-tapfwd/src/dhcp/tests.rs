@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::udp::{checksum, packet, partial_sum, payload};
+use dhcproto::v4::{Decodable, Decoder};
 
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 2);
 const SERVER: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 1);
@@ -69,6 +70,15 @@ fn answers_to_others_are_passed_over() {
     assert!(parse(&reply(MessageType::Ack, 8, ADDRESS, vec![]), 7, ADDRESS).is_none());
     assert!(parse(&reply(MessageType::Offer, 7, ADDRESS, vec![]), 7, ADDRESS).is_none());
     assert!(parse(&request(7, MacAddr::try_from("02:00:00:00:00:01").unwrap(), ADDRESS), 7, ADDRESS).is_none());
+}
+
+#[test]
+fn options_of_no_use_to_us_may_have_any_length() {
+    let mut packet = reply(MessageType::Ack, 7, ADDRESS, vec![DhcpOption::Router(vec![SERVER])]);
+    // The router's option becomes number 94, which has three bytes where it is in use.
+    let router = packet.windows(2).rposition(|bytes| bytes == [3, 4]).unwrap();
+    packet[router] = 94;
+    assert_eq!(parse(&packet, 7, ADDRESS).unwrap().unwrap().router, None);
 }
 
 proptest! {
