@@ -274,7 +274,12 @@ pub fn rows(config: &Config, desired: &Desired, learned: &Learned) -> Vec<Row> {
         "router",
         [
             ("name", ROUTER.into()),
-            ("options", Value::map([("chassis", config.system_id.as_str())])),
+            // Endpoints announce their addresses, which the router knows from their ports: learning them would only leave
+            // a MAC_Binding for every address that ever was.
+            (
+                "options",
+                Value::map([("chassis", config.system_id.as_str()), ("always_learn_from_arp_request", "false")]),
+            ),
             ("ports", Value::set(router.ports)),
             ("static_routes", route.into()),
             ("nat", Value::set(router.nat)),

@@ -80,7 +80,7 @@ pub(super) fn answer(names: &NameTable, source: IpAddr, packet: &[u8], transport
         Some(Known::Reverse(host)) => query.answer_reverse(host),
         Some(Known::Vacant) => query.fail(ResponseCode::NXDomain),
         Some(Known::Unknown { forward: true }) => Verdict::Forward(query),
-        Some(Known::Unknown { forward: false }) => query.fail(ResponseCode::ServFail),
+        Some(Known::Unknown { forward: false }) => query.nobody_knows(),
     }
 }
 
@@ -123,6 +123,13 @@ impl Query {
     /// An answer that says only why there is none.
     pub(super) fn fail(&self, code: ResponseCode) -> Verdict {
         encode(&self.reply(code), None)
+    }
+
+    /// There is nobody to ask. A single label can only have been a name of this engine, so it does not exist: SERVFAIL
+    /// would make some clients (musl) wait for their whole five seconds. Of any other name nothing is known.
+    pub(super) fn nobody_knows(&self) -> Verdict {
+        let single = self.message.queries.first().is_some_and(|question| question.name().num_labels() == 1);
+        self.fail(if single { ResponseCode::NXDomain } else { ResponseCode::ServFail })
     }
 
     fn reply(&self, code: ResponseCode) -> Message {

@@ -53,7 +53,7 @@ impl Forwarder {
         servers.clone()
     }
 
-    /// The first answer, else SERVFAIL. Servers are asked in order, the next one as soon as those before have failed or
+    /// The first answer, else that nobody knows. Servers are asked in order, the next one as soon as those before have failed or
     /// are quiet; silent ones last or not at all.
     pub(super) async fn forward(&self, query: &Query, transport: Transport) -> Verdict {
         let Ok(_permit) = self.waiting.try_acquire() else { return query.fail(ResponseCode::ServFail) };
@@ -63,7 +63,7 @@ impl Forwarder {
         let mut asked = FuturesUnordered::new();
         loop {
             if asked.is_empty() {
-                let Some(server) = next.next() else { return query.fail(ResponseCode::ServFail) };
+                let Some(server) = next.next() else { return query.nobody_knows() };
                 asked.push(server.ask(query, transport));
             }
             tokio::select! {
