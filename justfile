@@ -59,6 +59,10 @@ demo *arguments: build test-image
 test *arguments:
     tests/checks/suite "$@"
 
+# Compare with Docker's own engine: the same requests to both; unwanted differences fail
+conformance *arguments: build test-image
+    ARCA_BIN_DIR={{ target }}/release tests/conformance/run "$@"
+
 # Measure against the budgets (a bench prints, it does not fail)
 bench *arguments: build test-image
     ARCA_BIN_DIR={{ target }}/release cargo bench --locked -p arca-tests --bench figures -- "$@"

@@ -81,7 +81,13 @@ pub async fn run_and_then(
         let _ = closer.send(close_stdin()).await;
     }
     note(&ended);
-    drop(output);
+    drop(closer);
+    if ended == Ended::InputEnded {
+        // What was typed last is still on its way to the process; ending the stream now would lose it.
+        tokio::spawn(tokio::time::timeout(LINGER, async move { while let Ok(Some(_)) = output.message().await {} }));
+    } else {
+        drop(output);
+    }
     drop(serving);
     let _ = to_client.shutdown().await;
     if ended != Ended::ClientGone {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The three files that Arca keeps for a container: hostname, hosts, resolv.conf. Bind-mounted into it, written at start;
-//! hosts again at connect and disconnect (in place: a mount follows the file, not its name).
+//! hosts and resolv.conf again at connect and disconnect (in place: a mount follows the file, not its name).
 
 use std::{
     fmt::Write as _,
@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    containers::Record,
+    containers::{Record, networks::on_user_network},
     http::{ApiError, ApiResult},
 };
 
@@ -27,6 +27,9 @@ const LOCAL_NAMES: &[(&str, &str)] = &[
 /// Names of the three files in the container's folder, and where they appear.
 pub const FILES: [(&str, &str); 3] =
     [("resolv.conf", "/etc/resolv.conf"), ("hostname", "/etc/hostname"), ("hosts", "/etc/hosts")];
+
+/// What resolv.conf had when it was last written here: a workload's own changes are left alone.
+const WRITTEN: &str = "resolv.conf.written";
 
 /// Checks `--add-host` and `--dns`.
 ///
@@ -146,17 +149,30 @@ pub fn resolv_conf(record: &Record, host: &str, user_network: bool) -> ApiResult
 pub fn write_all(record: &Record, folder: &Path, user_network: bool) -> ApiResult<()> {
     let host = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     fs::write(folder.join("hostname"), format!("{}\n", record.config.hostname))?;
-    fs::write(folder.join("resolv.conf"), resolv_conf(record, &host, user_network)?)?;
+    write_resolv_conf(folder, &resolv_conf(record, &host, user_network)?)?;
     write_hosts(record, folder)?;
     Ok(())
 }
 
-/// Writes hosts into `folder`, in place.
+/// Writes what follows the networks into `folder`, in place: hosts, and resolv.conf unless somebody else has written it.
+/// A container that joins its first user network asks 127.0.0.11 from then on.
 ///
 /// # Errors
 /// As `write(2)`.
 pub fn write_hosts(record: &Record, folder: &Path) -> io::Result<()> {
-    fs::write(folder.join("hosts"), hosts(record))
+    fs::write(folder.join("hosts"), hosts(record))?;
+    let host = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let (present, written) = (fs::read(folder.join("resolv.conf"))?, fs::read(folder.join(WRITTEN)).unwrap_or_default());
+    match resolv_conf(record, &host, on_user_network(record)) {
+        Ok(text) if present == written && present != text.as_bytes() => write_resolv_conf(folder, &text),
+        // A bad `--dns` was refused at start.
+        _ => Ok(()),
+    }
+}
+
+fn write_resolv_conf(folder: &Path, text: &str) -> io::Result<()> {
+    fs::write(folder.join("resolv.conf"), text)?;
+    fs::write(folder.join(WRITTEN), text)
 }
 
 /// The three files on the host.
@@ -206,6 +222,27 @@ mod tests {
             resolv_conf(&bad, host, false).expect_err("zz").message,
             "bad nameserver address zz: ParseAddr(\"zz\"): unable to parse IP"
         );
+    }
+
+    #[test]
+    fn resolv_conf_follows_the_networks_unless_the_workload_wrote_it() {
+        let folder = tempfile::tempdir().expect("folder");
+        let text = || fs::read_to_string(folder.path().join("resolv.conf")).expect("resolv.conf");
+        let mut record = Record::default();
+        record.host.dns = vec!["10.0.0.53".into()];
+        record.networks.insert("bridge".into(), Attachment::default());
+        write_all(&record, folder.path(), on_user_network(&record)).expect("start");
+        assert!(text().starts_with("nameserver 10.0.0.53\n"), "{}", text());
+        record.networks.insert("n".into(), Attachment::default());
+        write_hosts(&record, folder.path()).expect("connect");
+        assert!(text().starts_with("nameserver 127.0.0.11\n"), "{}", text());
+        record.networks.remove("n");
+        write_hosts(&record, folder.path()).expect("disconnect");
+        assert!(text().starts_with("nameserver 10.0.0.53\n"), "{}", text());
+        fs::write(folder.path().join("resolv.conf"), "nameserver 9.9.9.9\n").expect("the workload");
+        record.networks.insert("n".into(), Attachment::default());
+        write_hosts(&record, folder.path()).expect("connect");
+        assert_eq!(text(), "nameserver 9.9.9.9\n");
     }
 
     #[test]
