@@ -162,7 +162,8 @@ pub fn write_all(record: &Record, folder: &Path, user_network: bool) -> ApiResul
 pub fn write_hosts(record: &Record, folder: &Path) -> io::Result<()> {
     fs::write(folder.join("hosts"), hosts(record))?;
     let host = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let (present, written) = (fs::read(folder.join("resolv.conf"))?, fs::read(folder.join(WRITTEN)).unwrap_or_default());
+    let read = |name| fs::read(folder.join(name)).unwrap_or_default();
+    let (present, written) = (read("resolv.conf"), read(WRITTEN));
     match resolv_conf(record, &host, on_user_network(record)) {
         Ok(text) if present == written && present != text.as_bytes() => write_resolv_conf(folder, &text),
         // A bad `--dns` was refused at start.
