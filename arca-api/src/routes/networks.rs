@@ -140,7 +140,7 @@ fn to_json(network: &netd::Network, containers: &Map<String, Value>) -> Value {
             Value::Object(out)
         })
         .collect();
-    let without_addresses = matches!(spec.driver.as_str(), "host" | "null");
+    let without_addresses = matches!(spec.driver.as_str(), "host" | "null") && !spec.config_only;
     let ipam_driver = if spec.ipam_driver.is_empty() { "default" } else { &spec.ipam_driver };
     let scope = if spec.scope.is_empty() { "local" } else { &spec.scope };
     json!({

@@ -142,7 +142,12 @@ fn copy_configuration(spec: &mut Spec, state: &State) -> Result<()> {
     let Some(from) = from.filter(|network| network.kind == Kind::Config) else {
         return Err(Error::NotFound(format!("configuration network \"{}\" does not exist", spec.config_from)));
     };
-    if !spec.ipam_pools.is_empty() || !spec.options.is_empty() || spec.enable_ipv6 == Some(true) {
+    if !spec.options.is_empty() {
+        return Err(Error::Forbidden(
+            "network driver options are not supported if the network depends on a configuration network".into(),
+        ));
+    }
+    if !spec.ipam_pools.is_empty() || spec.enable_ipv6 == Some(true) {
         return Err(Error::Forbidden(
             "user specified configurations are not supported if the network depends on a configuration network".into(),
         ));

@@ -35,10 +35,7 @@ pub fn check(entries: &[ShownPool], enable_ipv6: bool) -> Result<Pools> {
     let mut faults = Vec::new();
     let mut parsed = Vec::new();
     for entry in entries {
-        // An entry with nothing in it asks for nothing.
-        if *entry != ShownPool::default() {
-            parsed.extend(parse(entry, &mut faults));
-        }
+        parsed.extend(parse(entry, &mut faults));
     }
     if !faults.is_empty() {
         return Err(Error::Invalid(joined("invalid network config:", &faults)));
