@@ -189,7 +189,10 @@ fn two_engines() -> anyhow::Result<()> {
 
     one.stop()?;
     ensure!(two.docker_ok(&["exec", "same", "echo", "here"])? == "here");
-    ensure!(come_in(8081)? == "second" && ask(&two)? == outside::GATEWAY, "the second engine needs nothing of the first");
+    ensure!(
+        come_in(8081)? == "second" && ask(&two)? == outside::GATEWAY,
+        "the second engine needs nothing of the first"
+    );
     two.stop()?;
     ensure!(forwarding()?.trim() == "0", "forwarding is as it was");
     Ok(())

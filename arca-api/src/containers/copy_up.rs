@@ -140,7 +140,10 @@ mod tests {
         let layers = [upper, lower];
         copy_up(&layers, Path::new("/v"), &volume).expect("copy");
         let text = |path: &str| fs::read_to_string(volume.join(path)).expect(path);
-        assert_eq!((text("a"), text("d/b"), text("d/n"), text("l")), ("up".into(), "low".into(), "up".into(), "up".into()));
+        assert_eq!(
+            (text("a"), text("d/b"), text("d/n"), text("l")),
+            ("up".into(), "low".into(), "up".into(), "up".into())
+        );
         assert_eq!(fs::metadata(&volume).expect("volume").mode() & 0o777, 0o701);
 
         fs::write(volume.join("a"), "own").expect("write");

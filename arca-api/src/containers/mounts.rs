@@ -169,11 +169,7 @@ fn volumes_from(engine: &Engine, host: &HostConfig) -> ApiResult<Vec<MountPoint>
 ///
 /// # Errors
 /// 400 for what cannot be read, 501 for kinds that are absent.
-pub async fn resolve(
-    engine: &Engine,
-    config: &ContainerConfig,
-    host: &HostConfig,
-) -> ApiResult<Resolved> {
+pub async fn resolve(engine: &Engine, config: &ContainerConfig, host: &HostConfig) -> ApiResult<Resolved> {
     let inherited = volumes_from(engine, host)?;
     let mut wanted: BTreeMap<String, Wanted> = BTreeMap::new();
     for bind in host.binds.iter().flatten() {

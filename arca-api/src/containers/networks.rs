@@ -169,12 +169,7 @@ pub async fn set_up(engine: &Engine, container: &Container, record: &mut Record,
     result.map_err(|error| error.within(SET_UP))
 }
 
-async fn set_up_all(
-    engine: &Engine,
-    record: &mut Record,
-    live: &Live,
-    exclusive: bool,
-) -> ApiResult<()> {
+async fn set_up_all(engine: &Engine, record: &mut Record, live: &Live, exclusive: bool) -> ApiResult<()> {
     if exclusive {
         return Ok(());
     }

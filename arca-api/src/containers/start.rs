@@ -158,10 +158,8 @@ async fn bring_up(engine: &Arc<Engine>, container: &Arc<Container>, record: &mut
 /// Events of the volumes that a container takes and leaves.
 pub fn announce_volumes(engine: &Engine, record: &Record, action: &str) {
     for point in record.mounts.iter().filter(|point| point.kind == "volume") {
-        let mut attributes = BTreeMap::from([
-            ("container".to_owned(), record.id.clone()),
-            ("driver".to_owned(), "local".to_owned()),
-        ]);
+        let mut attributes =
+            BTreeMap::from([("container".to_owned(), record.id.clone()), ("driver".to_owned(), "local".to_owned())]);
         if action == "mount" {
             attributes.insert("destination".to_owned(), point.destination.clone());
             attributes.insert("propagation".to_owned(), point.propagation.clone());

@@ -61,7 +61,10 @@ mod tests {
         let text = "UID  PID CMD\nroot 1 init\nroot 7 sleep  100\n";
         let answer = parse(text, &HashSet::from([7])).expect("parse");
         assert_eq!(answer, json!({"Titles": ["UID", "PID", "CMD"], "Processes": [["root", "7", "sleep 100"]]}));
-        assert_eq!(parse("COMMAND\n", &HashSet::new()).expect_err("no PID").message, "Couldn't find PID field in ps output");
+        assert_eq!(
+            parse("COMMAND\n", &HashSet::new()).expect_err("no PID").message,
+            "Couldn't find PID field in ps output"
+        );
     }
 
     #[cfg(target_os = "linux")]

@@ -348,7 +348,9 @@ mod tests {
     #[test]
     fn names_match_with_anchors() {
         let matches = |name: &str, text: &str| pattern(text).matches(name);
-        assert!(matches("web1", "web") && matches("web1", "^/web1$") && matches("web1", "1$") && matches("web1", "w.b"));
+        assert!(
+            matches("web1", "web") && matches("web1", "^/web1$") && matches("web1", "1$") && matches("web1", "w.b")
+        );
         assert!(!matches("web1", "^web$") && !matches("web1", "["));
     }
 

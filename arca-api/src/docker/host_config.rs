@@ -260,8 +260,7 @@ const LOG_OPTIONS: &[&str] = &[
     "tag",
 ];
 /// Log drivers that Docker has and Arca has not.
-const OTHER_LOG_DRIVERS: &[&str] =
-    &["awslogs", "fluentd", "gcplogs", "gelf", "journald", "local", "splunk", "syslog"];
+const OTHER_LOG_DRIVERS: &[&str] = &["awslogs", "fluentd", "gcplogs", "gelf", "journald", "local", "splunk", "syslog"];
 
 impl HostConfig {
     /// Fills in Docker's defaults, so that inspect shows what is in force.
@@ -399,7 +398,8 @@ impl HostConfig {
             (
                 "IPC",
                 &self.ipc_mode,
-                matches!(self.ipc_mode.as_str(), "private" | "none" | "shareable" | "host") || of_container(&self.ipc_mode),
+                matches!(self.ipc_mode.as_str(), "private" | "none" | "shareable" | "host")
+                    || of_container(&self.ipc_mode),
             ),
             ("UTS", &self.uts_mode, self.uts_mode == "host"),
             ("cgroup namespace", &self.cgroupns_mode, matches!(self.cgroupns_mode.as_str(), "host" | "private")),

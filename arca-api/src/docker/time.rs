@@ -61,7 +61,8 @@ pub fn parse_point(text: &str) -> ApiResult<Option<i64>> {
 /// 500 with Go's text, as Docker.
 pub fn parse_timestamp(text: &str) -> ApiResult<Option<i64>> {
     let seconds = text.split('.').next().unwrap_or("");
-    parse_point(text).map_err(|_| ApiError::internal(format!("strconv.ParseInt: parsing \"{seconds}\": invalid syntax")))
+    parse_point(text)
+        .map_err(|_| ApiError::internal(format!("strconv.ParseInt: parsing \"{seconds}\": invalid syntax")))
 }
 
 fn unix_seconds(text: &str) -> Option<i64> {

@@ -145,7 +145,12 @@ impl Files {
                     files.regular.insert(name, path);
                 }
                 kind if kind.is_symlink() || kind.is_hard_link() => {
-                    let target = entry.link_name().map_err(ImageError::broken)?.unwrap_or_default().to_string_lossy().into_owned();
+                    let target = entry
+                        .link_name()
+                        .map_err(ImageError::broken)?
+                        .unwrap_or_default()
+                        .to_string_lossy()
+                        .into_owned();
                     let base = if kind.is_symlink() { name.rsplit_once('/').map_or("", |(d, _)| d) } else { "" };
                     files.links.insert(name.clone(), normal(&format!("{base}/{target}")));
                 }

@@ -270,8 +270,7 @@ impl Store {
     /// Unpacks a layer, maybe compressed, and moves it into place. Gives its diff id.
     fn add_layer(&self, tar: impl Read + 'static, expected: Option<&str>) -> Result<String, ImageError> {
         let work = self.work_directory()?;
-        let reader = archive::decompressed(BufReader::with_capacity(1 << 18, tar))
-            .map_err(ImageError::broken)?;
+        let reader = archive::decompressed(BufReader::with_capacity(1 << 18, tar)).map_err(ImageError::broken)?;
         let unpacked = layer::unpack(reader, &work.path().join("diff"))?;
         if let Some(expected) = expected.filter(|expected| **expected != unpacked.diff_id) {
             return Err(ImageError::Invalid(format!(

@@ -57,9 +57,9 @@ async fn attach_container(
     query: Query,
     request: Request,
 ) -> Response {
-    let mut response = attach(engine, version, id, query, request).await.unwrap_or_else(|error| {
-        (error.status, [(CONTENT_TYPE, hijack::RAW)], error.message + "\r\n").into_response()
-    });
+    let mut response = attach(engine, version, id, query, request)
+        .await
+        .unwrap_or_else(|error| (error.status, [(CONTENT_TYPE, hijack::RAW)], error.message + "\r\n").into_response());
     response.extensions_mut().insert(Bare);
     response
 }
@@ -251,11 +251,16 @@ async fn start_exec(
         };
         match session {
             Ok(session) => {
-                let ended = bridge::run_and_then(Bridge { session, serving, raw: tty, leave_at_end: tty, keys }, input, output, |ended| {
-                    if let Ended::Exited(Some(exit)) = ended {
-                        exec::end(&engine, &exec, exit.code);
-                    }
-                })
+                let ended = bridge::run_and_then(
+                    Bridge { session, serving, raw: tty, leave_at_end: tty, keys },
+                    input,
+                    output,
+                    |ended| {
+                        if let Ended::Exited(Some(exit)) = ended {
+                            exec::end(&engine, &exec, exit.code);
+                        }
+                    },
+                )
                 .await;
                 if ended == Ended::Detached {
                     exec.container.emit(&engine, "exec_detach", &[("execID", exec.id.clone())]);

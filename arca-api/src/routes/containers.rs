@@ -16,9 +16,9 @@ use serde_json::{Value, json};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
-    docker::time::parse_point,
     containers::{
-        Container, create::{self, CreateRequest},
+        Container,
+        create::{self, CreateRequest},
         logs::{self, LogOptions},
         networks,
         remove::{self, Options},
@@ -27,6 +27,7 @@ use crate::{
         stop::{self, Condition},
         top, view,
     },
+    docker::time::parse_point,
     engine::{Engine, detached},
     http::{
         ApiError, ApiResult,
@@ -127,7 +128,9 @@ async fn create_container(
     request_body: Body,
 ) -> ApiResult<(StatusCode, Json<Value>)> {
     let request: CreateRequest = body::read(&headers, request_body, Empty::Fault).await?;
-    let container = detached(async move { create::create(&engine, query.get("name"), query.get("platform"), request).await }).await?;
+    let container =
+        detached(async move { create::create(&engine, query.get("name"), query.get("platform"), request).await })
+            .await?;
     Ok((StatusCode::CREATED, Json(json!({"Id": container.id, "Warnings": []}))))
 }
 
@@ -183,8 +186,7 @@ async fn restart(State(engine): Shared, Path(id): Path<String>, query: Query) ->
 }
 
 async fn kill(State(engine): Shared, Path(id): Path<String>, query: Query) -> ApiResult<StatusCode> {
-    let container =
-        engine.container(&id).map_err(|error| error.within(&format!("cannot kill container: {id}")))?;
+    let container = engine.container(&id).map_err(|error| error.within(&format!("cannot kill container: {id}")))?;
     detached(async move { stop::kill(&engine, &container, &id, query.get("signal")).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -229,10 +231,7 @@ async fn container_logs(
     let raw = container.with(|record| record.config.tty);
     let options = LogOptions::from_query(&query, raw)?;
     if container.with(|record| record.host.log_config["Type"] == "none") {
-        return Err(ApiError::new(
-            StatusCode::NOT_IMPLEMENTED,
-            "configured logging driver does not support reading",
-        ));
+        return Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, "configured logging driver does not support reading"));
     }
     let receiver = logs::stream(&container, &engine.folder(&container.id).join("output.log"), options);
     Ok(([(CONTENT_TYPE, content_type(raw, version))], Body::from_stream(ReceiverStream::new(receiver))).into_response())

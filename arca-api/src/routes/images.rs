@@ -74,9 +74,9 @@ async fn list(
             return Err(ApiError::absent(&format!("the image filter \"{key}\"")));
         }
     }
-    let dangling = filters
-        .boolean("dangling")
-        .map_err(|_| ApiError::bad_request(format!("invalid filter 'dangling=[{}]'", filters.values("dangling").join(" "))))?;
+    let dangling = filters.boolean("dangling").map_err(|_| {
+        ApiError::bad_request(format!("invalid filter 'dangling=[{}]'", filters.values("dangling").join(" ")))
+    })?;
     let images = engine.images.clone();
     let all = Engine::blocking(move || images.list().map_err(Into::into)).await?;
     let mut chosen = Vec::new();
