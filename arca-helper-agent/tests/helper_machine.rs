@@ -225,9 +225,8 @@ fn boots_attaches_heals_and_stops() {
 
 /// `status` and `ports` show what the services answer, as text and as JSON.
 fn check_command_line() {
-    let ask = |what: &str, more: &[&str]| {
-        run(env!("CARGO_BIN_EXE_arca-helper-agent"), &[&[what, "--sockets=/tmp/s"], more].concat())
-    };
+    let ask =
+        |what: &str, more: &[&str]| run("/tmp/r/sbin/arca-helper-agent", &[&[what, "--sockets=/tmp/s"], more].concat());
     let json = |what| -> serde_json::Value { serde_json::from_str(&ask(what, &["--json"])).unwrap() };
     assert_eq!(json("status")["system_id"], "helper-test");
     assert_eq!(json("ports")[0]["interface"], "arca1");

@@ -306,6 +306,7 @@ async fn declared_objects_become_rows_and_come_back_as_observations() {
     assert!(kinds.contains(&(id(103), proto::ErrorKind::AddressInUse)), "{kinds:?}");
     assert!(kinds.contains(&(id(104), proto::ErrorKind::Invalid)));
     assert!(kinds.contains(&(id(105), proto::ErrorKind::Unspecified)));
+    eventually(&db, "the static address", |s| s.find("Logical_Switch_Port", "name", &id(105)).is_some()).await;
     assert_eq!(lsp(&db.snapshot(), 105).0, "02:42:ac:12:00:69 172.18.0.200");
 
     // A sync equal to what is there changes nothing; one that breaks off neither.
@@ -386,8 +387,7 @@ async fn declared_objects_become_rows_and_come_back_as_observations() {
     assert_eq!((status.networks, status.endpoints, status.published_ports), (1, 0, 0));
     second.sync(sync(4, vec![], true)).await.unwrap();
     // This test's own connection may hear of the removal later than the agent's.
-    let one_switch = db.wait_for(|seen| (seen.rows("Logical_Switch").count() == 1).then_some(()));
-    tokio::time::timeout(Duration::from_secs(5), one_switch).await.expect("only the uplink's switch stays").unwrap();
+    eventually(&db, "only the uplink's switch", |s| s.rows("Logical_Switch").count() == 1).await;
     let now = db.snapshot();
     assert_eq!(
         (now.rows("DHCP_Options").count(), now.rows("DNS").count(), now.rows("Load_Balancer").count()),
