@@ -31,6 +31,7 @@ ip link set up0 up
 ip route add default via 192.0.2.1
 """
 DOCKERD = """
+echo '{}' >$ROOT/none.json
 exec dockerd --host unix://$ROOT/d.sock --data-root $ROOT/data --exec-root $ROOT/exec --pidfile $ROOT/pid \
     --config-file $ROOT/none.json --exec-opt native.cgroupdriver=cgroupfs --cgroup-parent /arca/conformance --iptables=false --ip6tables=false
 """
