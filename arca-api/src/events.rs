@@ -73,8 +73,7 @@ impl Event {
         let image = || {
             filters.any("image", |wanted| {
                 let of = if self.kind == "image" { self.attributes.get("name") } else { self.attributes.get("image") };
-                // A load names its image by tag alone, and is found by that.
-                let repository = |name: &str| self.action != "load" && name.split(':').next() == Some(wanted);
+                let repository = |name: &str| name.split(':').next() == Some(wanted);
                 self.kind == "image" && self.id == *wanted || of.is_some_and(|name| name == wanted || repository(name))
             })
         };

@@ -43,9 +43,11 @@ def normal(value, replaced, key=""):
 
 
 def ordered(items, key):
-    """Lists that Docker builds from maps have no order: networks, volumes, ports, what a prune removed."""
+    """Lists that Docker builds from maps have no order: networks, volumes, mounts, ports, what a prune removed."""
     if key in ("NetworksDeleted", "ContainersDeleted"):
         return sorted(items)
+    if items and all(isinstance(item, dict) and "Destination" in item for item in items):
+        return sorted(items, key=lambda item: item["Destination"])
     if items and all(isinstance(item, dict) and ("PrivatePort" in item or {"Name", "Driver"} <= set(item)) for item in items):
         return sorted(items, key=lambda item: str([item.get(part) for part in ("PrivatePort", "Type", "IP", "Name")]))
     return items

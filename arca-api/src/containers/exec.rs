@@ -184,6 +184,10 @@ pub fn create(engine: &Engine, container: &Arc<Container>, name: &str, config: E
     engine.execs.sweep();
     let line = command_line(config.cmd.as_deref().unwrap_or_default());
     let exec = Arc::new(Exec { id: names::new_id(), container: container.clone(), config, state: Mutex::default() });
+    if !exec.config.user.is_empty() {
+        // A user nobody knows is told now, not when the headers of the start have left.
+        process(engine, &exec)?;
+    }
     engine.execs.0.lock().unwrap_or_else(PoisonError::into_inner).insert(exec.id.clone(), exec.clone());
     container.emit(engine, format!("exec_create: {line}"), &[("execID", exec.id.clone())]);
     Ok(exec)

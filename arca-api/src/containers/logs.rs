@@ -14,7 +14,7 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 
 use crate::{
-    containers::{Container, follow},
+    containers::{Container, Record, follow},
     docker::time::{from_rfc3339, parse_timestamp, rfc3339_fixed},
     http::{
         ApiError, ApiResult,
@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// What to show.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct LogOptions {
     pub stdout: bool,
@@ -39,6 +39,23 @@ pub struct LogOptions {
     pub tail: Option<u64>,
     /// No frames: the container has a terminal.
     pub raw: bool,
+    /// Before each line: `--details`.
+    pub prefix: String,
+}
+
+/// What `--details` puts before each line: the labels and variables that `--log-opt labels=,env=` name, and a space.
+pub fn details(record: &Record) -> String {
+    let named = |option: &str| record.host.log_config["Config"][option].as_str().unwrap_or("").to_owned();
+    let labels = named("labels");
+    let labels = labels.split(',').filter_map(|key| record.config.labels.get_key_value(key));
+    let mut pairs: Vec<String> = labels.map(|(key, value)| format!("{key}={value}")).collect();
+    let variables = named("env");
+    for key in variables.split(',').filter(|key| !key.is_empty()) {
+        let set = |entry: &&String| entry.split_once('=').is_some_and(|(name, _)| name == key);
+        pairs.extend(record.config.env.iter().flatten().find(set).cloned());
+    }
+    pairs.sort();
+    pairs.join(",") + " "
 }
 
 impl LogOptions {
@@ -57,6 +74,7 @@ impl LogOptions {
             // As in Docker, what is no number is "all".
             tail: query.get("tail").parse().ok(),
             raw,
+            prefix: String::new(),
         };
         if !options.stdout && !options.stderr {
             return Err(ApiError::bad_request("Bad parameters: you must choose at least one stream"));
@@ -91,6 +109,7 @@ fn render(text: &[u8], options: &LogOptions) -> Rendered {
         payload.extend_from_slice(rfc3339_fixed(time).as_bytes());
         payload.push(b' ');
     }
+    payload.extend_from_slice(options.prefix.as_bytes());
     payload.extend_from_slice(line.log.as_bytes());
     if options.raw {
         return Rendered::Show(payload);
@@ -206,7 +225,7 @@ async fn pump(
     loop {
         let running = phase.borrow_and_update().running;
         let path = path.to_owned();
-        let out_here = out.clone();
+        let (out_here, options) = (out.clone(), options.clone());
         let (returned, go_on) = tokio::task::spawn_blocking(move || {
             let mut reader: Option<Reader> = match reader {
                 Some(reader) => Some(reader),
@@ -240,7 +259,6 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
-    use crate::containers::Record;
 
     const ALL: LogOptions = LogOptions {
         stdout: true,
@@ -251,6 +269,7 @@ mod tests {
         until: None,
         tail: None,
         raw: true,
+        prefix: String::new(),
     };
 
     fn line(text: &str, stream: &str, second: u32) -> String {

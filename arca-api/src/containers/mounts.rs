@@ -246,7 +246,7 @@ pub async fn resolve(engine: &Engine, config: &ContainerConfig, host: &HostConfi
                 name: volume.name,
                 destination: one.target,
                 driver: "local".into(),
-                mode: if one.mode.is_empty() { "z".into() } else { one.mode },
+                mode: if one.mode.is_empty() && !is_anonymous { "z".into() } else { one.mode },
                 rw: !one.read_only,
                 propagation: String::new(),
             }

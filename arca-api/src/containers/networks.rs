@@ -375,7 +375,12 @@ pub async fn disconnect(engine: &Arc<Engine>, container: &Arc<Container>, networ
             let known = known.into_inner();
             (known.id, known.spec.map(|spec| spec.name).unwrap_or_default())
         }
-        Err(status) if force && status.code() == tonic::Code::NotFound => return Err(not_connected(network)),
+        Err(status) if force && status.code() == tonic::Code::NotFound => {
+            return Err(ApiError::internal(format!(
+                "container {} is not connected to the network {network}",
+                record.id
+            )));
+        }
         Err(status) => return Err(status.into()),
     };
     if !record.networks.contains_key(&name) {

@@ -236,10 +236,6 @@ async fn start_exec(
         tokio::spawn(async move { while let Ok(Some(_)) = session.output.message().await {} });
         return Ok(Response::new(Body::empty()));
     }
-    if claimed.is_ok() {
-        // What can be told before the headers leave is told as an error of the request.
-        exec::process(&engine, &exec)?;
-    }
     let tty = exec.config.tty;
     let keys = tty.then(|| DetachKeys::parse(&exec.config.detach_keys)).transpose()?;
     tracing::trace!(client_tty = options.tty, tty, "exec");

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `/containers/*`, but for attach and exec.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -229,7 +229,10 @@ async fn container_logs(
 ) -> ApiResult<Response> {
     let container = engine.container(&id)?;
     let raw = container.with(|record| record.config.tty);
-    let options = LogOptions::from_query(&query, raw)?;
+    let mut options = LogOptions::from_query(&query, raw)?;
+    if query.flag("details") {
+        options.prefix = container.with(logs::details);
+    }
     if container.with(|record| record.host.log_config["Type"] == "none") {
         return Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, "configured logging driver does not support reading"));
     }
@@ -278,6 +281,7 @@ async fn prune(State(engine): Shared, query: Query) -> ApiResult<Json<Value>> {
             .await?;
         deleted.push(id);
     }
+    engine.events.emit("container", "prune", "", BTreeMap::from([("reclaimed".to_owned(), "0".to_owned())]));
     let deleted = if deleted.is_empty() { Value::Null } else { json!(deleted) };
     Ok(Json(json!({"ContainersDeleted": deleted, "SpaceReclaimed": 0})))
 }

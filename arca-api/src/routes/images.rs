@@ -171,7 +171,7 @@ async fn load(State(engine): Shared, request_body: Body) -> Response {
                 for line in loaded {
                     let name = line.rsplit_once(": ").map_or("", |(_, name)| name);
                     let id = images.resolve(name).map(|image| image.id).unwrap_or_default();
-                    emit(&engine, "load", &id, name);
+                    emit(&engine, "load", &id, &id);
                 }
             }
             Err(error) => {
