@@ -18,7 +18,7 @@ WANTED = [
     (r"GET /info :: \.body\.(ID|DriverStatus|Plugins|NFd|NGoroutines|ServerVersion|OperatingSystem|LiveRestoreEnabled"
      r"|InitBinary|FirewallBackend|InitCommit|CDISpecDirs|Containerd|KernelMemoryTCP|OomKillDisable)", VERSION),
     (r"GET /info :: \.body\.(Runtimes|DefaultRuntime|RuncCommit)", RUNTIME),
-    (r'HostConfig\.Runtime: "runc" -> "arca"$', RUNTIME),
+    (r'\.Runtime: "runc" -> "arca"$', RUNTIME),
     (r"OCI runtime create failed: runc create failed: .* -> .*OCI runtime create failed: arca create failed: ", RUNTIME),
     (r":: \.body(\[0\])?\.GraphDriver\.Data\.", LAYERS),
     (r":: \.body\.LogPath: ", LAYERS),
@@ -38,5 +38,7 @@ WANTED = [
     (r"\.n1\.NetworkID: \"\" -> \"<id>\"|\.nope\.DNSNames", "a network is remembered when it is connected, not when it is first used"),
     (r"exec/\$E/resize", "two texts of containerd for one fault, by chance of time"),
     (r"volumes-from|VolumesFrom|volume is in use - \[|docker rm -v c1 c2", "a container with a tmpfs can be inherited from"),
+    (r'has active endpoints \(name:\S+ id:\S+, name', "several endpoints are named in no order"),
+    (r'Propagation: "rslave" -> "rprivate"', "Docker's own folder lies below the bound one here, which it then binds as rslave"),
     (r" -> .* is not implemented by Arca yet", ABSENT),
 ]

@@ -272,7 +272,9 @@ impl HostConfig {
             self.restart_policy.name = "no".into();
         }
         if self.log_config["Type"].as_str().unwrap_or("").is_empty() {
-            self.log_config = json!({"Type": "json-file", "Config": {}});
+            // Options without a driver are the default driver's.
+            let options = self.log_config.get("Config").filter(|options| options.is_object()).cloned();
+            self.log_config = json!({"Type": "json-file", "Config": options.unwrap_or_else(|| json!({}))});
         }
         if self.shm_size == 0 {
             self.shm_size = 64 << 20;
