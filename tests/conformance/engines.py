@@ -5,6 +5,7 @@ Used by `run`. Docker's own daemon comes from Debian packages that are unpacked 
 first process of the namespaces ends, everything in them is gone.
 """
 
+import glob
 import os
 import shutil
 import socket
@@ -88,6 +89,13 @@ class Engine:
             self.process.wait()
         self.log.close()
         shutil.rmtree(self.root, ignore_errors=True)
+        # Docker's engine leaves the parent of its containers' cgroups, empty.
+        for parent in glob.glob("/sys/fs/cgroup/arca/conformance") + glob.glob("/sys/fs/cgroup/*/arca/conformance"):
+            for folder, _, _ in os.walk(parent, topdown=False):
+                try:
+                    os.rmdir(folder)
+                except OSError:
+                    pass
 
 
 def reference():
