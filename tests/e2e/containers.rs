@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    io::Write as _,
+    io::{BufRead as _, BufReader, Write as _},
     process::{Command, Stdio},
 };
 
@@ -126,7 +126,13 @@ fn exec_attach_logs() -> anyhow::Result<()> {
 
     // Following ends when the container does.
     let follow = engine.docker_command(&["logs", "-f", "cc"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut events = engine.docker_command(&["events", "--since", "1h", "--filter", "event=attach"]);
+    let mut events = events.stdout(Stdio::piped()).spawn()?;
     let attach = engine.docker_command(&["attach", "--no-stdin", "cc"]).stdout(Stdio::piped()).spawn()?;
+    // Attached is what docker says it is: a container killed before could not be attached to.
+    BufReader::new(events.stdout.take().context("output")?).read_line(&mut String::new())?;
+    events.kill()?;
+    events.wait()?;
     engine.docker_ok(&["kill", "cc"])?;
     ensure!(follow.wait_with_output()?.stdout == b"one\n");
     ensure!(attach.wait_with_output()?.status.code() == Some(137));
@@ -139,7 +145,6 @@ fn signals() -> anyhow::Result<()> {
     engine.docker_ok(&["run", "-d", "--name", "cc", "busybox", "sh", "-c", trap])?;
     let mut follow = engine.docker_command(&["logs", "-f", "cc"]).stdout(Stdio::piped()).spawn()?;
     {
-        use std::io::{BufRead as _, BufReader};
         let mut lines = BufReader::new(follow.stdout.take().context("output")?).lines();
         ensure!(lines.next().transpose()?.as_deref() == Some("ready"));
         engine.docker_ok(&["kill", "-s", "USR1", "cc"])?;

@@ -30,7 +30,11 @@ fn serve(engine: &Engine, arguments: &[&str]) -> anyhow::Result<String> {
     let mut all = vec!["run", "-d"];
     all.extend(arguments);
     all.extend(["busybox", "sh", "-c", "mkdir /srv; hostname > /srv/name; exec httpd -f -p 80 -h /srv"]);
-    engine.docker_ok(&all)
+    let id = engine.docker_ok(&all)?;
+    // A server's readiness has no event that docker could tell: it is asked until it answers.
+    let ask = "until wget -q -O /dev/null http://127.0.0.1/name 2>/dev/null; do :; done";
+    engine.docker_ok(&["exec", &id, "timeout", "10", "sh", "-c", ask])?;
+    Ok(id)
 }
 
 fn options() -> anyhow::Result<()> {
