@@ -4,11 +4,15 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    os::unix::net::UnixStream,
+    os::unix::{fs::PermissionsExt as _, net::UnixStream},
+    process::Command,
 };
 
 use anyhow::{Context as _, ensure};
-use arca_tests::engine::Engine;
+use arca_tests::{
+    engine::{Engine, binaries},
+    isolation,
+};
 
 use crate::Test;
 
@@ -158,6 +162,30 @@ fn command_line() -> anyhow::Result<()> {
     ensure!(missing.code == 69 && missing.stderr.contains("./dev image"), "{missing:?}");
     let missing = engine.arca(&["-c", "guestDirectory=/nowhere", "daemon", "start"]);
     ensure!(missing.code == 69 && missing.stderr.contains("./dev build"), "{missing:?}");
+    isolation::run("mount", &["-t", "tmpfs", "tmpfs", "/dev/net"])?;
+    let missing = engine.arca(&["daemon", "start"]);
+    isolation::run("umount", &["/dev/net"])?;
+    ensure!(missing.code == 69 && missing.stderr.contains("modprobe tun"), "{missing:?}");
+    let arca = binaries()?.join("arca");
+    let bare = Command::new(&arca)
+        .args(["daemon", "start"])
+        .env("ARCA_HOME", engine.home())
+        .env("PATH", "/nowhere")
+        .output()?;
+    let text = String::from_utf8_lossy(&bare.stderr);
+    ensure!(bare.status.code() == Some(69) && text.contains("apt-get install crun"), "{text}");
+    // Where the programs were built others may not look: a copy stands where they may.
+    let open = tempfile::tempdir_in("/tmp")?;
+    fs::set_permissions(open.path(), fs::Permissions::from_mode(0o755))?;
+    fs::copy(&arca, open.path().join("arca"))?;
+    let nobody = Command::new("setpriv")
+        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"])
+        .arg(open.path().join("arca"))
+        .args(["daemon", "start"])
+        .env("ARCA_HOME", open.path().join("home"))
+        .output()?;
+    let text = String::from_utf8_lossy(&nobody.stderr);
+    ensure!(nobody.status.code() == Some(77) && text.contains("run as root"), "{:?} {text}", nobody.status);
     // A file where the socket should be is not ours to remove.
     fs::write(engine.home().join("arca.sock"), "precious")?;
     let taken = engine.arca(&["daemon", "start"]);
