@@ -50,14 +50,15 @@ fn command(errand: &str, arguments: &[String]) -> io::Result<Command> {
     Ok(command)
 }
 
-/// First thing to do inside: loopback up; `/run` is ours, so that tools with fixed paths there stay away from the
-/// machine's own.
+/// First thing to do inside: loopback up, nothing forwarded (a new namespace inherits the machine's IPv4 setting); `/run`
+/// is ours, so that tools with fixed paths there stay away from the machine's own.
 ///
 /// # Errors
 /// If `ip` or `mount` fails.
 pub fn settle() -> anyhow::Result<()> {
     run("ip", &["link", "set", "lo", "up"])?;
-    run("mount", &["-t", "tmpfs", "tmpfs", "/run"])
+    fs::write("/proc/sys/net/ipv4/ip_forward", "0").context("switch IPv4 forwarding off in the test's namespace")?;
+    run("mount", &["-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run"])
 }
 
 /// Runs a system tool; its error output is in the error.
