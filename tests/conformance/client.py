@@ -71,16 +71,17 @@ def frames(data):
 class Client:
     """One engine, and the variables its answers gave (`let X = ...`)."""
 
-    def __init__(self, socket_path, folder):
+    def __init__(self, socket_path, folder, places):
         self.socket = socket_path
+        self.places = places
         self.folder = folder
         self.variables = {}
         self.number = 0
 
     def environment(self):
-        """What shell lines see: docker talks to this engine."""
+        """What shell lines see: docker talks to this engine; HOST and OUTSIDE fetch a page at its host and beyond."""
         return {**os.environ, "DOCKER_HOST": "unix://" + self.socket, "DOCKER_CONFIG": self.folder, "LC_ALL": "C",
-                "DOCKER_CLI_HINTS": "false", **self.variables}
+                "DOCKER_CLI_HINTS": "false", **self.places, **self.variables}
 
     def shell(self, line):
         """Runs a shell line; output and exit code."""

@@ -17,24 +17,37 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 TREE = os.path.dirname(os.path.dirname(HERE))
 CACHE = os.path.join(TREE, ".cache")
-# Debian suite and packages: sid's runc needs a newer C library than older machines have.
-PACKAGES = [("sid", ["docker.io", "containerd"]), ("bookworm", ["runc"])]
+# Debian suite and packages: sid's runc and iptables need a newer C library than older machines have.
+PACKAGES = [
+    ("sid", ["docker.io", "containerd"]),
+    ("bookworm", ["runc", "tini", "iptables", "libip4tc2", "libip6tc2", "libxtables12", "libnetfilter-conntrack3",
+                  "libnfnetlink0", "libmnl0", "libnftnl11"]),
+]
+# What the names of iptables mean: the one that speaks nftables.
+XTABLES = [family + what for family in ("iptables", "ip6tables") for what in ("", "-save", "-restore")]
 NAMESPACES = ["unshare", "--net", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "--mount-proc"]
+# The host has one uplink; at its other end is a machine in a namespace of its own, which serves names and pages.
 SETTLE = """
 set -e
 mount --make-r{propagation} /
 mount -t tmpfs tmpfs /run
+ip netns add outside
 ip link set lo up
-ip link add up0 type veth peer name up1
-ip link set up1 up
+ip link add up0 type veth peer name up1 netns outside
 ip address add 192.0.2.2/24 dev up0
+ip address add 2001:db8:2::2/64 dev up0 nodad
 ip link set up0 up
+ip netns exec outside python3 {here}/outside.py serve up1 $ROOT/outside &
+until [ -e $ROOT/outside ]; do sleep 0.05; done
 ip route add default via 192.0.2.1
+ip -6 route add default via 2001:db8:2::1
+echo nameserver 192.0.2.1 >$ROOT/resolv.conf
+mount --bind $ROOT/resolv.conf /etc/resolv.conf
 """
 DOCKERD = """
 echo '{}' >$ROOT/none.json
 exec dockerd --host unix://$ROOT/d.sock --data-root $ROOT/data --exec-root $ROOT/exec --pidfile $ROOT/pid \
-    --config-file $ROOT/none.json --exec-opt native.cgroupdriver=cgroupfs --cgroup-parent /arca/conformance --iptables=false --ip6tables=false
+    --config-file $ROOT/none.json --exec-opt native.cgroupdriver=cgroupfs --cgroup-parent /arca/conformance
 """
 ARCA = """
 trap 'arca daemon stop --all' EXIT
@@ -59,8 +72,19 @@ class Engine:
         environment = {**os.environ, **{key: value.replace("ROOT", self.root) for key, value in environment.items()}}
         # The shell inside is the first process there; signals for it pass through unshare only as its end.
         self.process = subprocess.Popen(
-            [*NAMESPACES, "bash", "-c", SETTLE.format(propagation=propagation) + script],
+            [*NAMESPACES, "bash", "-c", SETTLE.format(propagation=propagation, here=HERE) + script],
             env={**environment, "ROOT": self.root}, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
+
+    def pid(self):
+        """The first process of the namespaces, by its number here."""
+        inside = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False)
+        return inside.stdout.split()[0] if inside.stdout.split() else ""
+
+    def places(self):
+        """How a shell line reaches this engine's host and the machine outside: `$HOST fetch.py URL`, `$OUTSIDE ...`."""
+        fetch = f"python3 {HERE}/outside.py fetch"
+        return {"HOST": f"nsenter -t {self.pid()} -n {fetch}",
+                "OUTSIDE": f"nsenter -t {self.pid()} -n -m ip netns exec outside {fetch}"}
 
     def wait(self, seconds=60):
         """Until the socket answers."""
@@ -79,8 +103,7 @@ class Engine:
 
     def stop(self):
         """Ends everything in its namespaces."""
-        inside = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False)
-        for pid in inside.stdout.split():
+        if pid := self.pid():
             os.kill(int(pid), 15)
         try:
             self.process.wait(30)
@@ -103,7 +126,7 @@ def reference():
     if os.geteuid() != 0:
         raise Missing("needs root")
     folder = os.path.join(CACHE, "reference")
-    if not os.path.exists(os.path.join(folder, "usr/sbin/dockerd")):
+    if not os.path.exists(os.path.join(folder, "usr/sbin/iptables")):
         stage = folder + ".new"
         shutil.rmtree(stage, ignore_errors=True)
         for suite, packages in PACKAGES:
@@ -111,9 +134,14 @@ def reference():
                                    *packages], capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 raise Missing(done.stderr.strip() or done.stdout.strip())
+        for name in XTABLES:
+            os.symlink("xtables-nft-multi", os.path.join(stage, "usr/sbin", name))
+        shutil.rmtree(folder, ignore_errors=True)
         os.rename(stage, folder)
-    path = f"{folder}/usr/sbin:{folder}/usr/bin:{os.environ['PATH']}"
-    return Engine("dockerd", DOCKERD, {"PATH": path}, "d.sock", "shared")
+    libraries = f"{folder}/usr/lib/{os.uname().machine}-linux-gnu"
+    environment = {"PATH": f"{folder}/usr/sbin:{folder}/usr/bin:{os.environ['PATH']}", "LD_LIBRARY_PATH": libraries,
+                   "XTABLES_LIBDIR": f"{libraries}/xtables"}
+    return Engine("docker", DOCKERD, environment, "d.sock", "shared")
 
 
 def arca():
