@@ -45,6 +45,7 @@ pub struct App {
     /// What requests go to.
     pub engine: Arc<Engine>,
     tasks: tokio::task::JoinSet<()>,
+    helper: Arc<Helper>,
     boot: Arc<dyn Boot>,
 }
 
@@ -66,10 +67,11 @@ impl App {
         // What a previous life left half done goes before anything is compared with it.
         engine.recover().await?;
         let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(async move { helper.run().await });
+        let booted = Arc::clone(&helper);
+        tasks.spawn(async move { booted.run().await });
         tasks.spawn(async move { agent.run().await });
         tasks.spawn(async move { relay.run().await });
-        Ok(Self { engine, tasks, boot })
+        Ok(Self { engine, tasks, helper, boot })
     }
 
     /// Serves until shutdown; the helper machine and the links stay.
@@ -79,6 +81,7 @@ impl App {
     pub async fn serve(mut self, listener: Listener, shutdown: Shutdown) -> Result<(), serve::ServeError> {
         let routes = Routes::new(NetdServer::new(Service::new(Arc::clone(&self.engine))));
         let served = serve::serve(listener, routes, &[NAME], shutdown).await;
+        let _settled = self.helper.settled().await;
         self.tasks.shutdown().await;
         served
     }

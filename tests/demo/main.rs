@@ -77,7 +77,7 @@ fn tell() -> anyhow::Result<()> {
 
     engine.stop()?;
     drop(engine);
-    let leaked = Snapshot::take()?.leaked_since(&before);
+    let leaked = Snapshot::left_since(&before)?;
     drop(outside);
     anyhow::ensure!(leaked.is_empty(), "left behind: {leaked:?}");
     println!("\nEvery step held, nothing was left behind: {:.1} s.", began.elapsed().as_secs_f64());

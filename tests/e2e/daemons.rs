@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Daemons may die at any time: containers, their output and their traffic go on.
 
-use std::{fs, process::Stdio};
+use std::{fs, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use arca_tests::{
@@ -57,7 +57,8 @@ fn api_gap() -> anyhow::Result<()> {
         engine.kill_daemon("arca-api")?;
         fs::write(gate.join("fifo"), "go\n")?;
         // It has ended when its process is gone: its pidfd tells.
-        wait_for_end(pid)
+        ensure!(isolation::wait_for_end(pid, Duration::from_secs(20))?, "the container did not end");
+        Ok(())
     })?;
     story::wait_until_up(&engine)?;
     ensure!(engine.docker_ok(&["wait", "cc"])? == "42");
@@ -65,19 +66,6 @@ fn api_gap() -> anyhow::Result<()> {
     ensure!(engine.address("lives", "n")? == address, "the living container kept its address");
     ensure!(engine.docker_ok(&["exec", "lives", "echo", "still here"])? == "still here");
     engine.stop()
-}
-
-/// Blocks until process `pid` has ended.
-fn wait_for_end(pid: u32) -> anyhow::Result<()> {
-    let file = match fs::File::open(format!("/proc/{pid}/status")) {
-        Ok(file) => file,
-        Err(_) => return Ok(()),
-    };
-    drop(file);
-    let mut tail = std::process::Command::new("tail");
-    let waited = tail.args(["--pid", &pid.to_string(), "-f", "/dev/null"]).stdin(Stdio::null()).status()?;
-    ensure!(waited.success());
-    Ok(())
 }
 
 fn twenty_kills() -> anyhow::Result<()> {

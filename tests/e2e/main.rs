@@ -75,7 +75,7 @@ fn inside(test: Test) -> anyhow::Result<()> {
     isolation::settle()?;
     let before = Snapshot::take()?;
     test()?;
-    let leaked = Snapshot::take()?.leaked_since(&before);
+    let leaked = Snapshot::left_since(&before)?;
     anyhow::ensure!(leaked.is_empty(), "the test left behind: {leaked:?}");
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::{
     io,
     os::unix::process::CommandExt as _,
     process::{Command, ExitStatus},
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail};
@@ -118,4 +119,20 @@ pub fn join_network(command: &mut Command, pid: u32) -> io::Result<()> {
 /// If the process is gone.
 pub fn network_of(pid: u32) -> io::Result<String> {
     Ok(fs::read_link(format!("/proc/{pid}/ns/net"))?.to_string_lossy().into_owned())
+}
+
+/// Blocks until process `pid` has ended, or for `limit`; tells whether it has. A zombie has ended.
+///
+/// # Errors
+/// If the kernel refuses to watch it.
+pub fn wait_for_end(pid: u32, limit: Duration) -> anyhow::Result<bool> {
+    let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) else { return Ok(true) };
+    let handle = match rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
+        Ok(handle) => handle,
+        Err(rustix::io::Errno::SRCH) => return Ok(true),
+        Err(error) => return Err(error).context("watch a process"),
+    };
+    let mut watched = [rustix::event::PollFd::new(&handle, rustix::event::PollFlags::IN)];
+    let limit = rustix::event::Timespec::try_from(limit).context("a time limit")?;
+    Ok(rustix::event::poll(&mut watched, Some(&limit)).context("wait for a process")? > 0)
 }

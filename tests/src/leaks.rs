@@ -6,9 +6,13 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use crate::{engine, isolation};
+
+/// How long a process may take from its last act to its end.
+const ON_ITS_WAY_OUT: Duration = Duration::from_secs(2);
 
 /// Everything there is, by kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,8 +46,12 @@ impl Snapshot {
         let own = isolation::network_of(std::process::id())?;
         let above = ancestors();
         for pid in pids() {
-            // A zombie that nobody reaps is a leak too; a process that ends meanwhile is none.
+            // A zombie that nobody reaps is a leak too; one that the first process is about to reap, or a process that
+            // ends meanwhile, is none.
             let Ok(command) = fs::read_to_string(format!("/proc/{pid}/comm")) else { continue };
+            if stat(pid).is_some_and(|(state, parent)| state == "Z" && parent == 1) {
+                continue;
+            }
             if !above.contains(&pid) {
                 all.insert((Kind::Process, format!("{} ({pid})", command.trim())));
             }
@@ -71,6 +79,24 @@ impl Snapshot {
             }
         }
         Ok(Self(all))
+    }
+
+    /// What stayed since `before`, once processes already on their way out have gone: a daemon that has let go of its lock
+    /// is done, but its process is there for a moment more.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn left_since(before: &Self) -> anyhow::Result<Vec<(Kind, String)>> {
+        let leaked = Self::take()?.leaked_since(before);
+        let deadline = Instant::now() + ON_ITS_WAY_OUT;
+        let mut processes = leaked.iter().filter(|(kind, _)| *kind == Kind::Process).peekable();
+        if processes.peek().is_none() {
+            return Ok(leaked);
+        }
+        for pid in processes.filter_map(|(_, name)| name.rsplit_once('(')?.1.trim_end_matches(')').parse().ok()) {
+            isolation::wait_for_end(pid, deadline.saturating_duration_since(Instant::now()))?;
+        }
+        Ok(Self::take()?.leaked_since(before))
     }
 
     /// What is here now and was not in `before`.
@@ -114,10 +140,15 @@ fn ancestors() -> BTreeSet<u32> {
     let mut above = BTreeSet::new();
     let mut pid = std::process::id();
     while pid != 0 && above.insert(pid) {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // The command may hold spaces and brackets: fields are counted behind its last bracket.
-        let fields = stat.rsplit(')').next().unwrap_or_default();
-        pid = fields.split_whitespace().nth(1).and_then(|parent| parent.parse().ok()).unwrap_or(0);
+        pid = stat(pid).map_or(0, |(_, parent)| parent);
     }
     above
+}
+
+/// State and parent of a process (proc(5), `/proc/PID/stat`).
+fn stat(pid: u32) -> Option<(String, u32)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command may hold spaces and brackets: fields are counted behind its last bracket.
+    let mut fields = stat.rsplit(')').next()?.split_whitespace();
+    Some((fields.next()?.to_owned(), fields.next()?.parse().ok()?))
 }

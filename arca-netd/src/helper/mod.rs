@@ -86,6 +86,8 @@ pub struct Helper {
     /// Milliseconds from start to the first answered Configure; 0 before.
     boot_ms: watch::Sender<u64>,
     restart: Notify,
+    /// Held while the machine is being booted.
+    booting: Mutex<()>,
     stop: mpsc::Sender<oneshot::Sender<Result<()>>>,
     stops: Mutex<mpsc::Receiver<oneshot::Sender<Result<()>>>>,
 }
@@ -104,6 +106,7 @@ impl Helper {
             state: watch::Sender::new(State::Starting),
             boot_ms: watch::Sender::new(0),
             restart: Notify::new(),
+            booting: Mutex::new(()),
         }
     }
 
@@ -126,7 +129,11 @@ impl Helper {
         loop {
             self.state.send_replace(State::Starting);
             let since = Instant::now();
-            match self.boot.up().await {
+            let up = {
+                let _busy = self.booting.lock().await;
+                self.boot.up().await
+            };
+            match up {
                 Ok(booted) => {
                     tracing::info!(address = %booted.address, adopted = booted.adopted, "helper machine runs");
                     self.state.send_replace(State::Running(self.up(booted, since)));
@@ -196,6 +203,12 @@ impl Helper {
             // Closed: it was stopped before.
             Err(_) => Ok(()),
         }
+    }
+
+    /// Returns when no boot is under way, and keeps further ones from beginning while what it gives is held: whoever ends
+    /// this process then leaves either no machine or one that the next life finds.
+    pub async fn settled(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.booting.lock().await
     }
 
     /// Ends the machine; [`Helper::run`] starts it again.

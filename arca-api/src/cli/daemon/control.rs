@@ -107,7 +107,7 @@ pub(super) async fn stop(config: &Config, common: &CommonArgs, all: bool) -> any
 }
 
 /// Whether machines may still run: their sockets go last.
-fn machines_left(config: &Config) -> bool {
+pub(super) fn machines_left(config: &Config) -> bool {
     let holds_something = |folder: &Path| std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
     holds_something(&config.paths.run.join("m")) || holds_something(&config.paths.helper_sockets())
 }

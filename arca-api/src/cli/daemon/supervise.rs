@@ -2,7 +2,8 @@
 //! `arca daemon run`: starts the host daemons, restarts each that dies, ends them on SIGTERM.
 //!
 //! Each daemon has a task of its own; none is restarted because of another. Readiness is told over sd_notify, one
-//! datagram socket per daemon. Daemons ask the kernel for SIGTERM when this process dies, so `kill -9` here leaves no
+//! datagram socket per daemon. Each stops when the one above it has ended: arca-api, arca-netd, arca-relayd. A start that
+//! fails leaves what it found: a helper machine that it booted goes again. Daemons ask the kernel for SIGTERM when this process dies, so `kill -9` here leaves no
 //! strays (containers and the helper machine are sessions of their own and go on, as after `arca daemon stop`).
 
 use std::{
@@ -25,7 +26,7 @@ use nix::{
 use tokio::{
     net::UnixDatagram,
     process::{Child, Command},
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     task::JoinSet,
 };
 
@@ -53,12 +54,19 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
     for directory in [&config.paths.run, &config.paths.log] {
         fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
     }
-    let (_trigger, shutdown) = Shutdown::on_signals()?;
+    let (trigger, shutdown) = Shutdown::on_signals()?;
+    let found_machines = super::control::machines_left(config);
     let (reports, mut reported) = mpsc::channel(DAEMONS.len());
     let mut tasks = JoinSet::new();
     let started = Instant::now();
-    for (order, name) in DAEMONS.into_iter().enumerate() {
-        let daemon = Daemon::new(name, order, config)?;
+    // From the last to the first: each learns of the end of the one that stops before it.
+    let mut above = None;
+    let mut daemons = Vec::new();
+    for name in DAEMONS.into_iter().rev() {
+        let (gone, ended) = oneshot::channel();
+        daemons.push(Daemon::new(name, config, above.replace(ended), gone)?);
+    }
+    for daemon in daemons.into_iter().rev() {
         tasks.spawn(daemon.keep(shutdown.clone(), reports.clone()));
     }
     drop(reports);
@@ -77,8 +85,11 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
         }
     }
     if let Some(fatal) = failure {
-        tasks.abort_all();
+        trigger.fire();
         while tasks.join_next().await.is_some() {}
+        if !found_machines && super::control::machines_left(config) {
+            end_helper(config).await;
+        }
         return Err(fatal.into());
     }
     if waiting == 0 {
@@ -89,6 +100,26 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Ends a helper machine that outlived its arca-netd; a failure is logged, for the one that led here is the one to tell.
+async fn end_helper(config: &Config) {
+    let ended = async {
+        let program = std::env::current_exe()?.with_file_name("arca-netd");
+        let flags = flags(config);
+        Command::new(program).arg("stop-helper").args(flags).stdin(Stdio::null()).status().await
+    };
+    match ended.await {
+        Ok(status) if status.success() => {}
+        Ok(status) => tracing::warn!(%status, "the helper machine of a failed start was not ended"),
+        Err(error) => tracing::warn!(%error, "the helper machine of a failed start was not ended"),
+    }
+}
+
+/// The `-c KEY=VALUE` flags that this process was given, for the programs it starts.
+fn flags(config: &Config) -> Vec<String> {
+    let flags = config.effective.iter().filter(|(_, (_, source))| *source == arca_daemon::config::Source::Flag);
+    flags.flat_map(|(key, (value, _))| ["-c".to_owned(), format!("{key}={value}")]).collect()
+}
+
 struct Daemon {
     name: &'static str,
     program: PathBuf,
@@ -96,12 +127,19 @@ struct Daemon {
     log: PathBuf,
     notify: UnixDatagram,
     notify_path: PathBuf,
-    /// Later daemons stop first.
-    stop_delay: Duration,
+    /// Resolves when the daemon that uses this one has ended; this one stops after it.
+    above: Option<oneshot::Receiver<()>>,
+    /// Dropped at this one's end, which tells the one below.
+    _gone: oneshot::Sender<()>,
 }
 
 impl Daemon {
-    fn new(name: &'static str, order: usize, config: &Config) -> anyhow::Result<Self> {
+    fn new(
+        name: &'static str,
+        config: &Config,
+        above: Option<oneshot::Receiver<()>>,
+        gone: oneshot::Sender<()>,
+    ) -> anyhow::Result<Self> {
         let program = std::env::current_exe()?.with_file_name(name);
         if !program.is_file() {
             return Err(Fatal::new(
@@ -117,18 +155,14 @@ impl Daemon {
             _ => {}
         }
         let notify = UnixDatagram::bind(&short).with_context(|| format!("bind {}", notify_path.display()))?;
-        let flags = config.effective.iter().filter(|(_, (_, source))| *source == arca_daemon::config::Source::Flag);
         let mut arguments = vec!["serve".to_owned()];
-        for (key, (value, _)) in flags {
-            arguments.extend(["-c".to_owned(), format!("{key}={value}")]);
-        }
+        arguments.extend(flags(config));
         let log = config.paths.log.join(format!("{name}.log"));
-        let later = u32::try_from(DAEMONS.len() - 1 - order).unwrap_or(0);
-        Ok(Self { name, program, arguments, log, notify, notify_path, stop_delay: Duration::from_millis(100) * later })
+        Ok(Self { name, program, arguments, log, notify, notify_path, above, _gone: gone })
     }
 
     /// Keeps the daemon running until shutdown.
-    async fn keep(self, shutdown: Shutdown, reports: mpsc::Sender<Report>) {
+    async fn keep(mut self, shutdown: Shutdown, reports: mpsc::Sender<Report>) {
         let mut ever_ready = false;
         let mut delay = Duration::ZERO;
         while !shutdown.fired() {
@@ -191,8 +225,11 @@ impl Daemon {
         command.spawn()
     }
 
-    async fn stop(&self, child: &mut Child) -> std::io::Result<ExitStatus> {
-        tokio::time::sleep(self.stop_delay).await;
+    async fn stop(&mut self, child: &mut Child) -> std::io::Result<ExitStatus> {
+        if let Some(above) = self.above.take() {
+            // Its sender is only ever dropped.
+            let _ = above.await;
+        }
         if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }
