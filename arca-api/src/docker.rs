@@ -3,6 +3,7 @@
 //! Docker's, so one serde form serves request, database and inspect.
 
 pub mod config;
+pub mod health;
 pub mod host_config;
 pub mod network;
 pub mod ports;

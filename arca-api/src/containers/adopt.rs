@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::{
-    containers::{Container, Record, Status, exit, remove, start},
+    containers::{Container, Record, Status, exit, health, remove, start},
     engine::Engine,
     machines::{Found, Live},
 };
@@ -56,7 +56,9 @@ async fn find(engine: &Arc<Engine>, container: &Arc<Container>, was_running: boo
             tracing::info!(container_id = container.id, "adopted");
             let live = Live::new(machine);
             container.set_live(Some(live.clone()));
+            container.update_unsaved(health::begin);
             exit::watch(engine.clone(), container.clone(), live);
+            health::open(engine, container);
             false
         }
         Ok(Found::Running(machine)) => {

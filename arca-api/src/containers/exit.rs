@@ -8,7 +8,7 @@ use arca_proto::{init::v1 as init, machine::v1::ExitStatus};
 use serde::Deserialize;
 
 use crate::{
-    containers::{Container, Status, networks, remove, start},
+    containers::{Container, Status, health, networks, remove, start},
     docker::time::now,
     engine::Engine,
     machines::Live,
@@ -87,6 +87,7 @@ pub fn exit_on_disk(folder: &Path) -> ExitStatus {
 /// Takes note of an exit: called by the watch, and at adoption for containers that ended unwatched.
 pub async fn finish(engine: &Arc<Engine>, container: &Arc<Container>, live: Option<Live>, exit: ExitStatus) {
     let op = container.ops.lock().await;
+    health::close(container);
     container.clients.drained(DRAIN).await;
     let mut record = container.record();
     let machine_gone = async {
@@ -106,6 +107,7 @@ pub async fn finish(engine: &Arc<Engine>, container: &Arc<Container>, live: Opti
         stored.published.clear();
         stored.state.status = if restart { Status::Restarting } else { Status::Exited };
         stored.state.pid = 0;
+        health::end(stored);
         stored.state.exit_code = code;
         stored.state.oom_killed = exit.oom_killed;
         stored.state.finished_at = finished_at;

@@ -24,6 +24,7 @@ pub mod detach_keys;
 pub mod exec;
 pub mod exit;
 pub mod files;
+pub mod health;
 pub mod index;
 pub mod logs;
 pub mod mounts;
@@ -88,6 +89,8 @@ pub struct Container {
     pub phase: watch::Sender<Phase>,
     /// Attach clients that wait for the start, and those that are being served.
     pub clients: attach::Clients,
+    /// Its health checks, while they run.
+    pub monitor: health::Monitor,
 }
 
 impl Container {
@@ -101,6 +104,7 @@ impl Container {
             live: Mutex::new(None),
             phase: watch::Sender::new(phase),
             clients: attach::Clients::default(),
+            monitor: health::Monitor::default(),
         })
     }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::docker::{
     config::ContainerConfig,
+    health::Health,
     host_config::{HostConfig, PortBinding},
     network::EndpointSettings,
 };
@@ -57,8 +58,14 @@ pub struct State {
     pub started_at: i64,
     /// As above.
     pub finished_at: i64,
+    /// The machine it lives in while it runs.
+    #[serde(default)]
+    pub machine: String,
     /// A user stopped it: no restart policy applies until it is started again.
     pub stopped_by_user: bool,
+    /// Of a container with a health check, from its first start on.
+    #[serde(default)]
+    pub health: Option<Health>,
 }
 
 impl State {
@@ -131,6 +138,9 @@ pub struct Record {
     pub published: BTreeMap<String, Vec<PortBinding>>,
     pub state: State,
     pub restart_count: u32,
+    /// The container whose hostname, hosts and resolv.conf it has, if not its own (`--network container:ID`).
+    #[serde(default)]
+    pub files_of: Option<String>,
 }
 
 impl Record {
@@ -144,8 +154,18 @@ impl Record {
         self.host.network_mode == "host"
     }
 
-    /// arca-netd has nothing to do with the container: it is on host or none.
+    /// The container, by name or id, whose network this one shares.
+    pub fn network_of(&self) -> Option<&str> {
+        self.host.network_mode.strip_prefix("container:")
+    }
+
+    /// Whose hostname, hosts and resolv.conf the container has.
+    pub fn files_owner(&self) -> &str {
+        self.files_of.as_deref().unwrap_or(&self.id)
+    }
+
+    /// arca-netd has nothing to do with the container: it is on host or none, or shares another's network.
     pub fn without_endpoints(&self) -> bool {
-        self.networks.keys().any(|name| matches!(name.as_str(), "host" | "none"))
+        self.network_of().is_some() || self.networks.keys().any(|name| matches!(name.as_str(), "host" | "none"))
     }
 }

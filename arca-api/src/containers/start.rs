@@ -8,7 +8,7 @@ use arca_proto::init::v1 as init;
 use tonic::Code;
 
 use crate::{
-    containers::{Container, Record, Status, exit, files, networks, remove},
+    containers::{Container, Record, Status, exit, files, health, networks, remove},
     docker::time::now,
     engine::Engine,
     http::{ApiError, ApiResult},
@@ -121,6 +121,7 @@ async fn start_locked(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiRe
     }
     container.phase.send_modify(|phase| phase.running = true);
     container.emit(engine, "start", &[]);
+    health::open(engine, container);
     exit::watch(engine.clone(), container.clone(), live);
     Ok(())
 }
@@ -150,6 +151,7 @@ async fn bring_up(engine: &Arc<Engine>, container: &Arc<Container>, record: &mut
     record.state.exit_code = 0;
     record.state.error.clear();
     record.state.oom_killed = false;
+    health::begin(record);
     record.state.stopped_by_user = false;
     record.state.started_at = if started.started_at_ns > 0 { started.started_at_ns } else { now() };
     Ok(())

@@ -7,7 +7,7 @@ use arca_proto::{init::v1 as init, netd::v1 as netd};
 use tokio::sync::watch;
 
 use crate::{
-    containers::{Container, Phase, Status, names, signals, start},
+    containers::{Container, Phase, Status, health, names, signals, start},
     engine::Engine,
     http::{ApiError, ApiResult},
     machines::Live,
@@ -163,7 +163,19 @@ async fn freeze(engine: &Arc<Engine>, container: &Arc<Container>, frozen: bool) 
         .await
         .map_err(|status| ApiError::internal(status.message().to_owned()))?;
     let next = if frozen { Status::Paused } else { Status::Running };
-    container.update(engine, |record| record.state.status = next).await?;
+    container
+        .update(engine, |record| {
+            record.state.status = next;
+            if frozen {
+                health::end(record);
+            }
+        })
+        .await?;
+    if frozen {
+        health::close(container);
+    } else {
+        health::open(engine, container);
+    }
     container.emit(engine, if frozen { "pause" } else { "unpause" }, &[]);
     Ok(())
 }

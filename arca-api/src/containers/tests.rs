@@ -454,3 +454,55 @@ async fn bad_input_is_answered_in_dockers_words_and_never_panics() {
         assert_eq!(body, json!({"message": message}), "{method} {path}");
     }
 }
+
+/// Waits for the next event whose action this is.
+async fn told(live: &mut tokio::sync::broadcast::Receiver<crate::events::Event>, action: &str) {
+    let waiting = async { while live.recv().await.expect("events go on").action != action {} };
+    tokio::time::timeout(Duration::from_secs(10), waiting).await.unwrap_or_else(|_| panic!("no event {action}"));
+}
+
+#[tokio::test]
+async fn health_follows_the_checks_and_ends_with_the_run() {
+    let world = World::new().await;
+    let engine = &world.engine;
+    let (_, mut live) = engine.events.subscribe(None);
+    let check = |words: &[&str]| json!({"Test": words, "Interval": 1_000_000, "Retries": 2, "Timeout": 5_000_000});
+    let body = json!({"Image": "img", "Healthcheck": check(&["CMD", "exit", "0"])});
+    let good = world.create("good", body).await.expect("create");
+    assert_eq!(view::inspect(engine, &good, crate::http::frame::MAX_VERSION)["State"].get("Health"), None);
+    start::start(engine, &good).await.expect("start");
+    told(&mut live, "exec_create: exit 0").await;
+    told(&mut live, "health_status: healthy").await;
+    let view = view::inspect(engine, &good, crate::http::frame::MAX_VERSION);
+    let health = &view["State"]["Health"];
+    assert_eq!((health["Status"].as_str(), health["FailingStreak"].as_i64()), (Some("healthy"), Some(0)));
+    assert_eq!((health["Log"][0]["ExitCode"].as_i64(), health["Log"][0]["Output"].as_str()), (Some(0), Some("bye\n")));
+
+    // Frozen, nobody checks; thawed, somebody does.
+    stop::pause(engine, &good).await.expect("pause");
+    assert_eq!(good.record().state.health.map(|health| health.status.word()), Some("unhealthy"));
+    stop::unpause(engine, &good).await.expect("unpause");
+    told(&mut live, "health_status: healthy").await;
+
+    let body = json!({"Image": "img", "Healthcheck": check(&["CMD-SHELL", "takes too long"])});
+    let bad = world.create("bad", body).await.expect("create");
+    start::start(engine, &bad).await.expect("start");
+    told(&mut live, "health_status: unhealthy").await;
+    let log = bad.record().state.health.expect("health").log;
+    assert_eq!((log[0].exit_code, log[0].output.as_str()), (-1, "Health check exceeded timeout (5ms)"));
+    let body = json!({"Image": "img", "Healthcheck": check(&["CMD", "nosuch"])});
+    let ugly = world.create("ugly", body).await.expect("create");
+    start::start(engine, &ugly).await.expect("start");
+    told(&mut live, "health_status: unhealthy").await;
+    let log = ugly.record().state.health.expect("health").log;
+    assert!(log[0].output.contains("executable file not found"), "{log:?}");
+
+    stop::stop(engine, &good, "", None).await.expect("stop");
+    assert_eq!(good.record().state.health.map(|health| health.status.word()), Some("unhealthy"));
+    let listed = |filter: &str| {
+        let query = crate::http::query::Query::parse(&format!("all=1&filters={{\"health\":[\"{filter}\"]}}"));
+        view::list(engine, &query).map(|list| list.len())
+    };
+    assert_eq!((listed("unhealthy"), listed("healthy"), listed("none")), (Ok(3), Ok(0), Ok(0)));
+    assert!(listed("zz").is_err());
+}

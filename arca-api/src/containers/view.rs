@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     containers::{Container, Record, Status},
     docker::{
+        health::HealthStatus,
         ports::Port,
         time::{human, now, rfc3339},
     },
@@ -73,7 +74,7 @@ fn text(path: &Path) -> String {
 
 fn state(record: &Record) -> Value {
     let state = &record.state;
-    json!({
+    let mut out = json!({
         "Status": state.status.word(),
         "Running": state.is_running() || state.status == Status::Restarting,
         "Paused": state.status == Status::Paused,
@@ -85,7 +86,23 @@ fn state(record: &Record) -> Value {
         "Error": state.error,
         "StartedAt": rfc3339(state.started_at),
         "FinishedAt": rfc3339(state.finished_at),
-    })
+    });
+    if let Some(health) = &state.health {
+        let log = health.log.iter().map(|run| {
+            json!({"Start": rfc3339(run.start), "End": rfc3339(run.end), "ExitCode": run.exit_code, "Output": run.output})
+        });
+        out["Health"] = json!({
+            "Status": health.status.word(),
+            "FailingStreak": health.failing_streak,
+            "Log": log.collect::<Vec<_>>(),
+        });
+    }
+    out
+}
+
+/// The word that the filter `health` looks for.
+fn health(record: &Record) -> &'static str {
+    record.state.health.as_ref().map_or("none", |health| health.status.word())
 }
 
 fn mounts(record: &Record) -> Value {
@@ -137,7 +154,13 @@ pub fn status_text(record: &Record, now: i64) -> String {
     let state = &record.state;
     let since = |ns: i64| human((now - ns) / 1_000_000_000);
     match state.status {
-        Status::Running => format!("Up {}", since(state.started_at)),
+        Status::Running => match &state.health {
+            None => format!("Up {}", since(state.started_at)),
+            Some(health) if health.status == HealthStatus::Starting => {
+                format!("Up {} (health: starting)", since(state.started_at))
+            }
+            Some(health) => format!("Up {} ({})", since(state.started_at), health.status.word()),
+        },
         Status::Paused => format!("Up {} (Paused)", since(state.started_at)),
         Status::Restarting => format!("Restarting ({}) {} ago", state.exit_code, since(state.finished_at)),
         Status::Created => "Created".into(),
@@ -240,6 +263,13 @@ pub fn list(engine: &Engine, query: &crate::http::query::Query) -> ApiResult<Vec
             )));
         }
     }
+    for wanted in filters.values("health") {
+        if !["none", "starting", "healthy", "unhealthy"].contains(&wanted.as_str()) {
+            return Err(ApiError::bad_request(format!(
+                "invalid filter 'health={wanted}': invalid value for health ({wanted}): must be one of none, starting, healthy, unhealthy"
+            )));
+        }
+    }
     let exited = filters
         .values("exited")
         .iter()
@@ -277,8 +307,8 @@ pub fn list(engine: &Engine, query: &crate::http::query::Query) -> ApiResult<Vec
             && filters.any("status", |wanted| wanted == record.state.status.word())
             && filters.any("id", |wanted| record.id.starts_with(wanted.as_str()))
             && (names.is_empty() || names.iter().any(|name| name.matches(&record.name)))
-            // No container has a health check yet, and none belongs to a swarm.
-            && filters.any("health", |wanted| wanted == "none")
+            && filters.any("health", |wanted| wanted == health(record))
+            // None belongs to a swarm.
             && is_task != Some(true)
             && (exposed.is_empty() || exposed.iter().any(|port| record.config.exposed_ports.contains_key(&port.key())))
             && (published.is_empty() || published.iter().any(|port| publishes(record, port.number)))

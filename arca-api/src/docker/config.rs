@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
+use crate::docker::health::HealthConfig;
+
 /// What runs and how, independent of the host.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
@@ -26,7 +28,7 @@ pub struct ContainerConfig {
     #[serde(deserialize_with = "words")]
     pub cmd: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub healthcheck: Option<Value>,
+    pub healthcheck: Option<HealthConfig>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub args_escaped: bool,
     pub image: String,
@@ -102,8 +104,9 @@ impl ContainerConfig {
         if self.stop_signal.is_empty() {
             self.stop_signal.clone_from(&image.stop_signal);
         }
-        if self.healthcheck.is_none() {
-            self.healthcheck.clone_from(&image.healthcheck);
+        match (&mut self.healthcheck, &image.healthcheck) {
+            (Some(own), Some(inherited)) => own.merge_image(inherited),
+            (own, inherited) => *own = own.take().or_else(|| inherited.clone()),
         }
         if self.shell.is_none() {
             self.shell.clone_from(&image.shell);

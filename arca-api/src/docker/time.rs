@@ -107,6 +107,33 @@ pub fn go_duration(text: &str) -> Option<i64> {
     (!text.is_empty()).then_some((sign * total) as i64)
 }
 
+/// Go's text of a duration (`1m30s`, `1.5s`, `20ms`).
+pub fn go_duration_text(ns: i64) -> String {
+    let fraction = |whole: u64, rest: u64, digits: usize| {
+        let rest = format!("{rest:0digits$}");
+        let rest = rest.trim_end_matches('0');
+        if rest.is_empty() { whole.to_string() } else { format!("{whole}.{rest}") }
+    };
+    let size = ns.unsigned_abs();
+    let sign = if ns < 0 { "-" } else { "" };
+    let text = match size {
+        0 => "0s".to_owned(),
+        1..1_000 => format!("{size}ns"),
+        1_000..1_000_000 => format!("{}µs", fraction(size / 1_000, size % 1_000, 3)),
+        1_000_000..1_000_000_000 => format!("{}ms", fraction(size / 1_000_000, size % 1_000_000, 6)),
+        _ => {
+            let (minutes, rest) = (size / 60_000_000_000, size % 60_000_000_000);
+            let seconds = fraction(rest / 1_000_000_000, rest % 1_000_000_000, 9);
+            match (minutes / 60, minutes % 60) {
+                (0, 0) => format!("{seconds}s"),
+                (0, minutes) => format!("{minutes}m{seconds}s"),
+                (hours, minutes) => format!("{hours}h{minutes}m{seconds}s"),
+            }
+        }
+    };
+    format!("{sign}{text}")
+}
+
 /// "5 seconds", "About a minute", "3 hours": how `docker ps` words a time span of `seconds`.
 pub fn human(seconds: i64) -> String {
     let minutes = seconds / 60;
@@ -142,6 +169,9 @@ mod tests {
         assert_eq!(parse_point("zz").expect_err("zz").message, "failed to parse value as time or duration: \"zz\"");
         assert_eq!(go_duration("1h1.5s"), Some(3_601_500_000_000));
         assert_eq!(go_duration("10"), None);
+        for text in ["0s", "1ns", "1.5µs", "20ms", "1.5s", "1m0s", "2h0m0.25s", "-3s"] {
+            assert_eq!(go_duration_text(go_duration(text).expect(text)), text);
+        }
     }
 
     #[test]
@@ -167,6 +197,7 @@ mod tests {
             let _ = go_duration(&text);
             let _ = rfc3339(ns);
             let _ = human(ns);
+            let _ = go_duration_text(ns);
         }
     }
 }

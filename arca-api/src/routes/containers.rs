@@ -123,11 +123,18 @@ async fn inspect(
 
 async fn create_container(
     State(engine): Shared,
+    Extension(version): Extension<ApiVersion>,
     query: Query,
     headers: HeaderMap,
     request_body: Body,
 ) -> ApiResult<(StatusCode, Json<Value>)> {
-    let request: CreateRequest = body::read(&headers, request_body, Empty::Fault).await?;
+    let mut request: CreateRequest = body::read(&headers, request_body, Empty::Fault).await?;
+    if version < ApiVersion::v1(44)
+        && let Some(check) = &mut request.config.healthcheck
+    {
+        // Older clients know no such field; what is there means something else.
+        check.start_interval = 0;
+    }
     let container =
         detached(async move { create::create(&engine, query.get("name"), query.get("platform"), request).await })
             .await?;
