@@ -7,7 +7,10 @@ use serde::Deserialize;
 
 use crate::{
     containers::{Container, Record, copy_up, files, mounts, names, networks, signals},
-    docker::{config::ContainerConfig, health::HealthConfig, host_config::HostConfig, network::EndpointSettings, ports::Port, time::now},
+    docker::{
+        config::ContainerConfig, health::HealthConfig, host_config::HostConfig, network::EndpointSettings, ports::Port,
+        time::now,
+    },
     engine::Engine,
     http::{ApiError, ApiResult},
 };
