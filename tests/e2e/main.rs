@@ -21,7 +21,7 @@ type Test = fn() -> anyhow::Result<()>;
 
 /// Every test, by name.
 fn tests() -> BTreeMap<String, Test> {
-    let modules: [(&str, &[(&str, Test)]); 7] = [
+    let modules: &[(&str, &[(&str, Test)])] = &[
         ("bad_input", bad_input::TESTS),
         ("containers", containers::TESTS),
         ("daemons", daemons::TESTS),
@@ -30,8 +30,7 @@ fn tests() -> BTreeMap<String, Test> {
         ("proofs", proofs::TESTS),
         ("story", story::TESTS),
     ];
-    let flat =
-        modules.into_iter().flat_map(|(module, tests)| tests.iter().map(move |(name, test)| (module, *name, *test)));
+    let flat = modules.iter().flat_map(|(module, tests)| tests.iter().map(move |(name, test)| (module, *name, *test)));
     flat.map(|(module, name, test)| (format!("{module}::{name}"), test)).collect()
 }
 
