@@ -158,12 +158,9 @@ fn two_engines() -> anyhow::Result<()> {
     let (first, second) = (network(uplink(&one)?)?, network(uplink(&two)?)?);
     ensure!(first != second, "both have the uplink network of {first}");
 
-    let serve = "mkdir /srv; echo $0 > /srv/name; exec httpd -f -p 80 -h /srv";
     for (engine, name, port) in [(&one, "first", "8080:80"), (&two, "second", "8081:80")] {
         engine.docker_ok(&["network", "create", "same"])?;
-        // As process 1 the server would not hear SIGTERM, and each stop would wait ten seconds.
-        let run = ["run", "-d", "--stop-signal", "KILL", "--name", "same", "--network", "same", "-p", port];
-        engine.docker_ok(&[&run[..], &["busybox", "sh", "-c", serve, name]].concat())?;
+        engine.run_server(&["--name", "same", "--hostname", name, "--network", "same", "-p", port])?;
     }
     ensure!(one.docker_ok(&["ps", "-q"])? != two.docker_ok(&["ps", "-q"])?);
     let ask = |engine: &Engine| {

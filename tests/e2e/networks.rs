@@ -26,17 +26,6 @@ fn engine() -> anyhow::Result<Engine> {
     Ok(engine)
 }
 
-fn serve(engine: &Engine, arguments: &[&str]) -> anyhow::Result<String> {
-    let mut all = vec!["run", "-d"];
-    all.extend(arguments);
-    all.extend(["busybox", "sh", "-c", "mkdir /srv; hostname > /srv/name; exec httpd -f -p 80 -h /srv"]);
-    let id = engine.docker_ok(&all)?;
-    // A server's readiness has no event that docker could tell: it is asked until it answers.
-    let ask = "until wget -q -O /dev/null http://127.0.0.1/name 2>/dev/null; do :; done";
-    engine.docker_ok(&["exec", &id, "timeout", "10", "sh", "-c", ask])?;
-    Ok(id)
-}
-
 fn options() -> anyhow::Result<()> {
     let engine = engine()?;
     let listed = engine.docker_ok(&["network", "ls", "--format", "{{.Name}} {{.Driver}} {{.Scope}}"])?;
@@ -74,7 +63,7 @@ fn options() -> anyhow::Result<()> {
 fn addresses() -> anyhow::Result<()> {
     let engine = engine()?;
     engine.docker_ok(&["network", "create", "--subnet", "10.78.0.0/24", "n"])?;
-    serve(&engine, &["--name", "aa", "--network", "n", "--ip", "10.78.0.50", "--network-alias", "alpha"])?;
+    engine.run_server(&["--name", "aa", "--network", "n", "--ip", "10.78.0.50", "--network-alias", "alpha"])?;
     ensure!(engine.address("aa", "n")? == "10.78.0.50");
     for name in ["aa", "alpha", "aa.n"] {
         let text = engine.docker_ok(&[
@@ -91,7 +80,7 @@ fn addresses() -> anyhow::Result<()> {
     }
     let taken = engine.docker(&["run", "--rm", "--network", "n", "--ip", "10.78.0.50", "busybox", "true"]);
     ensure!(taken.code == 125 && taken.stderr.contains("Address already in use"), "{taken:?}");
-    serve(&engine, &["--name", "bb"])?;
+    engine.run_server(&["--name", "bb"])?;
     engine.docker_ok(&["network", "connect", "--ip", "10.78.0.60", "--alias", "beta", "n", "bb"])?;
     ensure!(engine.address("bb", "n")? == "10.78.0.60");
     let text = engine.docker_ok(&["exec", "aa", "wget", "-qO-", "http://beta/name"])?;
@@ -105,7 +94,7 @@ fn internal() -> anyhow::Result<()> {
     let _outside = Outside::start()?;
     let engine = engine()?;
     engine.docker_ok(&["network", "create", "--internal", "inner"])?;
-    serve(&engine, &["--name", "ss", "--network", "inner"])?;
+    engine.run_server(&["--name", "ss", "--network", "inner"])?;
     let reach =
         "wget -qO- -T 3 http://ss/name && nc -w 2 198.51.100.1 7777 && echo out; ip route | grep -c default; true";
     let text = engine.docker_ok(&["run", "--rm", "--network", "inner", "busybox", "sh", "-c", reach])?;
@@ -116,7 +105,7 @@ fn internal() -> anyhow::Result<()> {
 fn published() -> anyhow::Result<()> {
     let outside = Outside::start()?;
     let engine = engine()?;
-    serve(&engine, &["--name", "aa", "-p", "8080:80", "-p", "127.0.0.1:8081:80", "-p", "80"])?;
+    engine.run_server(&["--name", "aa", "-p", "8080:80", "-p", "127.0.0.1:8081:80", "-p", "80"])?;
     ensure!(story::http_get("127.0.0.1:8080", "/name")?.len() == 12);
     ensure!(story::http_get("[::1]:8080", "/name")?.len() == 12);
     ensure!(story::http_get("127.0.0.1:8081", "/name")?.len() == 12);
@@ -162,9 +151,9 @@ fn isolation_of_networks() -> anyhow::Result<()> {
     for network in ["one", "two"] {
         engine.docker_ok(&["network", "create", network])?;
     }
-    serve(&engine, &["--name", "aa", "--network", "one"])?;
-    serve(&engine, &["--name", "bb", "--network", "one"])?;
-    serve(&engine, &["--name", "xx", "--network", "two"])?;
+    engine.run_server(&["--name", "aa", "--network", "one"])?;
+    engine.run_server(&["--name", "bb", "--network", "one"])?;
+    engine.run_server(&["--name", "xx", "--network", "two"])?;
     let (a, b) = (engine.pid("aa")?, engine.pid("bb")?);
     measure::transfer(a, b, &engine.address("bb", "one")?, 16, |_| Ok(()))?;
     measure::transfer(b, a, &engine.address("aa", "one")?, 16, |_| Ok(()))?;
@@ -179,7 +168,7 @@ fn isolation_of_networks() -> anyhow::Result<()> {
 fn names() -> anyhow::Result<()> {
     let engine = engine()?;
     engine.docker_ok(&["network", "create", "n"])?;
-    serve(&engine, &["--name", "aa", "--network", "n"])?;
+    engine.run_server(&["--name", "aa", "--network", "n"])?;
     engine.docker_ok(&["run", "-d", "--name", "asker", "--network", "n", "busybox", "sleep", "1000"])?;
     let found = |name: &str| engine.docker(&["exec", "asker", "nslookup", name]).code == 0;
     let short = engine.docker_ok(&["inspect", "-f", "{{.Config.Hostname}}", "aa"])?;

@@ -192,6 +192,36 @@ impl Engine {
         timed(command.args(arguments).env("ARCA_HOME", self.home()).stdin(Stdio::null()))
     }
 
+    /// `docker run -d OPTIONS busybox` with an HTTP server on port 80 whose `/name` is its host name. It listens when this
+    /// returns. Gives the container's id.
+    ///
+    /// # Errors
+    /// If docker refuses, or the server says nothing.
+    pub fn run_server(&self, options: &[&str]) -> anyhow::Result<String> {
+        // The server goes into the background when it listens, and process 1 hears SIGTERM.
+        let script = "mkdir -p /srv && hostname > /srv/name && httpd -p 80 -h /srv && echo listening && \
+                      trap 'exit 0' TERM && while :; do sleep 1000 & wait $!; done";
+        let id = self.docker_ok(&[&["run", "-d"], options, &["busybox", "sh", "-c", script]].concat())?;
+        self.until_said(&id, "listening")?;
+        Ok(id)
+    }
+
+    /// Blocks until a line of a container's output is `line`.
+    ///
+    /// # Errors
+    /// If the output ends first.
+    pub fn until_said(&self, container: &str, line: &str) -> anyhow::Result<()> {
+        use std::io::{BufRead as _, BufReader};
+        let mut command = self.docker_command(&["logs", "-f", container]);
+        let mut follow = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+        let output = BufReader::new(follow.stdout.take().context("output of docker logs")?);
+        let said = output.lines().map_while(Result::ok).any(|said| said == line);
+        follow.kill()?;
+        follow.wait()?;
+        anyhow::ensure!(said, "{container} ended without saying {line:?}: {}", self.docker_ok(&["logs", container])?);
+        Ok(())
+    }
+
     /// Loads the test image: `busybox:latest`.
     ///
     /// # Errors

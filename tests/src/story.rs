@@ -32,8 +32,9 @@ pub struct Step {
     pub time: Duration,
 }
 
-/// A program that serves its /etc over HTTP: enough of a server for a story.
-const SERVE: &str = "mkdir -p /srv && hostname > /srv/name && exec httpd -f -p PORT -h /srv";
+/// Serves the container's host name over HTTP: enough of a server for a story. It says when it listens.
+const SERVE: &str =
+    "mkdir -p /srv && hostname > /srv/name && httpd -p PORT -h /srv && echo listening && exec sleep 1000000";
 
 /// Plays the story; `told` hears each step as it ends.
 ///
@@ -99,6 +100,7 @@ impl Story<'_> {
         let serve = SERVE.replace("PORT", "80");
         let run = ["run", "-d", "--name", "web", "--hostname", "web", "busybox", "sh", "-c", &serve];
         self.docker("a container of its own machine", &run, |id| Ok(id[..12.min(id.len())].to_owned()))?;
+        self.engine.until_said("web", "listening")?;
         self.docker("attach it to a network while it runs", &["network", "connect", "frontend", "web"], quiet)?;
         self.docker("and to another", &["network", "connect", "backend", "web"], quiet)?;
         self.act("eth1 and eth2 are there, with the addresses OVN gave", "", |engine| {
@@ -133,7 +135,8 @@ impl Story<'_> {
             "-c",
             &serve,
         ];
-        self.docker("a database on backend, published", &run, |id| Ok(id[..12.min(id.len())].to_owned()))
+        self.docker("a database on backend, published", &run, |id| Ok(id[..12.min(id.len())].to_owned()))?;
+        self.engine.until_said("db", "listening")
     }
 
     fn names_and_isolation(&mut self) -> anyhow::Result<()> {
