@@ -224,6 +224,8 @@ pub struct Network {
     pub v6: Option<Network6>,
     /// No way out and none in from other networks.
     pub internal: bool,
+    /// The gateway's address answers names only.
+    pub isolated: bool,
     /// Endpoints may talk to each other.
     pub inter_container: bool,
     /// Source NAT to the uplink.
@@ -290,6 +292,7 @@ impl TryFrom<proto::Network> for Network {
             exclude,
             v6,
             internal: m.internal,
+            isolated: m.isolated,
             inter_container: m.inter_container,
             masquerade: m.masquerade,
             dns: m.dns,

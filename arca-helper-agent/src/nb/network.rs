@@ -72,7 +72,7 @@ pub(super) fn rows(
 
     let ports: Vec<Atom> =
         members.iter().map(|(e, addresses)| endpoint(rows, n, e, *addresses, &dhcp4, dhcp6.as_ref())).collect();
-    let acls = isolation(rows, owner, n);
+    let acls = isolation(rows, owner, config, n);
     rows.add(
         owner,
         Table::PortGroup,
@@ -158,7 +158,7 @@ fn dhcp4(rows: &mut Rows, owner: Owner<'_>, n: &Network, mac: MacAddr) -> Atom {
 }
 
 /// Dropping ACLs on the port group. All are evaluated before the router's DNAT, so published ports keep working.
-fn isolation(rows: &mut Rows, owner: Owner<'_>, n: &Network) -> Vec<Atom> {
+fn isolation(rows: &mut Rows, owner: Owner<'_>, config: &Config, n: &Network) -> Vec<Atom> {
     let (pg, subnet, gateway) = (group(n), n.subnet, n.gateway);
     let inside6 = n.v6.map(|v6| v6.subnet.to_string());
     let other4 = format!("inport == @{pg} && ip4.dst == ${SUBNETS4} && ip4.dst != {subnet}");
@@ -170,12 +170,26 @@ fn isolation(rows: &mut Rows, owner: Owner<'_>, n: &Network) -> Vec<Atom> {
         acl(rows, owner, "isolate4", "from-lport", 2000, other4),
         acl(rows, owner, "isolate6", "from-lport", 2000, other6),
     ];
+    // Published ports stand at the router's own uplink address, also those that the host binds to one of its addresses
+    // only: endpoints come to them through the host, as everybody else, and to the resolver through their gateway.
+    let uplink4 = format!("inport == @{pg} && ip4.dst == {{{}, {}}}", config.router.address, config.resolver.address);
+    acls.push(acl(rows, owner, "uplink4", "from-lport", 2000, uplink4));
     if n.internal {
         let out4 = format!("inport == @{pg} && ip4 && ip4.dst != {{{subnet}, 255.255.255.255, 224.0.0.0/4}}");
         let inside = inside6.iter().map(|s| format!("{s}, ")).collect::<String>();
         let out6 = format!("inport == @{pg} && ip6 && ip6.dst != {{{inside}fe80::/10, ff00::/8}}");
         acls.push(acl(rows, owner, "internal4", "from-lport", 3000, out4));
         acls.push(acl(rows, owner, "internal6", "from-lport", 3000, out6));
+    }
+    if n.isolated {
+        // Names and leases stay; nothing else answers at the gateway's address.
+        let gateway4 = format!("inport == @{pg} && ip4.dst == {gateway} && !(udp.dst == {{53, 67}} || tcp.dst == 53)");
+        acls.push(acl(rows, owner, "isolated4", "from-lport", 3000, gateway4));
+        if let Some(v6) = n.v6 {
+            let names = "udp.dst == {53, 547} || tcp.dst == 53";
+            let gateway6 = format!("inport == @{pg} && ip6.dst == {} && !nd && !({names})", v6.gateway);
+            acls.push(acl(rows, owner, "isolated6", "from-lport", 3000, gateway6));
+        }
     }
     if !n.inter_container {
         let peer4 = format!("outport == @{pg} && ip4.src == {subnet} && ip4.src != {gateway}");
@@ -187,6 +201,9 @@ fn isolation(rows: &mut Rows, owner: Owner<'_>, n: &Network) -> Vec<Atom> {
         );
         acls.push(acl(rows, owner, "icc4", "to-lport", 1500, peer4));
         acls.push(acl(rows, owner, "icc6", "to-lport", 1500, peer6));
+        // Frames that are no IP come from peers only: the router sends none. ARP is what port security lets through.
+        let other = format!("outport == @{pg} && !ip4 && !ip6 && !arp");
+        acls.push(acl(rows, owner, "icc-other", "to-lport", 1500, other));
     }
     acls
 }

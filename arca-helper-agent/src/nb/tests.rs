@@ -286,14 +286,20 @@ fn static_addresses_with_ipv6_are_written_in_full() {
 
 #[test]
 fn an_internal_network_has_a_resolver_but_no_way_out() {
-    let internal = proto::Network { internal: true, inter_container: false, ..network(18) };
+    let (subnet_v6, gateway_v6) = ("fd00:18::/64".to_owned(), "fd00:18::1".to_owned());
+    let closed = proto::Network { internal: true, isolated: true, inter_container: false, ..network(18) };
+    let internal = proto::Network { subnet_v6, gateway_v6, ..closed };
     let rows = rows(&config(), &desired(vec![internal], vec![], vec![]), &Learned::new());
+    assert!(has(&rows, "isolated4") && has(&rows, "isolated6") && has(&rows, "icc-other") && has(&rows, "uplink4"));
     assert!(!has(&rows, "snat") && has(&rows, "internal4") && has(&rows, "internal6") && has(&rows, "icc4"));
     assert!(has(&rows, "dns-udp") && has(&rows, "dns-tcp"));
     assert_eq!(find(&rows, Table::DhcpOptions, "dhcp4").columns["options"].get("router"), None);
     let open = desired(vec![proto::Network { dns: false, ..network(18) }], vec![], vec![]);
     let rows = super::rows::rows(&config(), &open, &Learned::new());
     assert!(has(&rows, "snat") && !has(&rows, "internal4") && !has(&rows, "icc4") && !has(&rows, "dns"));
+    assert!(!has(&rows, "isolated4") && !has(&rows, "icc-other"));
+    let uplink = &find(&rows, Table::Acl, "uplink4").columns["match"];
+    assert_eq!(uplink.as_str(), Some("inport == @net_121212121212 && ip4.dst == {192.168.127.2, 192.168.127.3}"));
     assert_eq!(find(&rows, Table::DhcpOptions, "dhcp4").columns["options"].get("router"), Some("172.18.0.1"));
 }
 

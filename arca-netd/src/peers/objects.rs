@@ -7,6 +7,7 @@ use crate::{
     model::{Endpoint, Kind, Network, Phase, Protocol, Publication},
     names,
     store::State,
+    validate::options,
 };
 
 /// A network.
@@ -32,6 +33,7 @@ pub fn network(network: &Network) -> proto::Object {
         subnet_v6: v6.map(|pool| pool.subnet.to_string()).unwrap_or_default(),
         gateway_v6: v6.map(|pool| pool.gateway.to_string()).unwrap_or_default(),
         internal: network.spec.internal,
+        isolated: options::is_isolated(&network.spec.options),
         inter_container: network.inter_container,
         masquerade: network.masquerade && !network.spec.internal,
         dns: network.dns,

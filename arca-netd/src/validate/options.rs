@@ -11,6 +11,12 @@ const BRIDGE: &str = "com.docker.network.bridge.";
 pub const MTU: &str = "com.docker.network.driver.mtu";
 /// Host address that ports are published on when the client names none.
 pub const HOST_BINDING: &str = "com.docker.network.bridge.host_binding_ipv4";
+/// How containers of a network are reached from outside.
+const GATEWAY_MODES: [&str; 2] =
+    ["com.docker.network.bridge.gateway_mode_ipv4", "com.docker.network.bridge.gateway_mode_ipv6"];
+/// Source address of what leaves a network.
+const HOST_IPV4: &str = "com.docker.network.host_ipv4";
+const HOST_IPV6: &str = "com.docker.network.host_ipv6";
 /// First part of interface names in containers.
 pub const IFACE_PREFIX: &str = "com.docker.network.container_iface_prefix";
 
@@ -51,27 +57,45 @@ pub fn check(options: &BTreeMap<String, String>, internal: bool) -> Result<Optio
             checked.mtu = mtu(value).map_err(|why| why.map_or_else(|| negative(value), failed))?;
             continue;
         }
+        if matches!(key.as_str(), HOST_IPV4 | HOST_IPV6) && !value.is_empty() {
+            value.parse::<IpAddr>().map_err(|_| failed("nil ip".into()))?;
+            return Err(unsupported(key, value));
+        }
         match key.strip_prefix(BRIDGE) {
             // Linux: IFNAMSIZ is 16 with the terminator.
             Some("name") if value.len() > 15 => return Err(Error::Failed("numerical result out of range".into())),
+            Some("default_bridge") => {
+                boolean()?;
+            }
             Some("enable_icc") => checked.inter_container = boolean()?,
             Some("enable_ip_masquerade") => checked.masquerade = boolean()?,
-            Some("inhibit_ipv4" | "trusted_host_interfaces") if boolean()? => return Err(unsupported(key, value)),
+            Some("inhibit_ipv4") if boolean()? => return Err(unsupported(key, value)),
+            // A list of interfaces; an empty one is the default.
+            Some("trusted_host_interfaces") if !value.trim_matches(':').is_empty() => {
+                return Err(unsupported(key, value));
+            }
             Some("host_binding_ipv4") if value.parse::<IpAddr>().is_err() => return Err(failed("nil ip".into())),
             Some("gateway_mode_ipv4" | "gateway_mode_ipv6") => match value.as_str() {
                 "" | "nat" => {}
-                "isolated" if !internal => {
+                "isolated" if internal => {}
+                "isolated" => {
                     return Err(Error::Failed(
                         "gateway mode 'isolated' can only be used for an internal network".into(),
                     ));
                 }
-                "routed" | "nat-unprotected" | "isolated" => return Err(unsupported(key, value)),
+                "routed" | "nat-unprotected" => return Err(unsupported(key, value)),
                 other => return Err(failed(format!("unknown gateway mode {other}"))),
             },
             _ => {}
         }
     }
     Ok(checked)
+}
+
+/// Whether an internal network's gateway shall answer nothing but names, in which case it has no gateway for Docker.
+#[must_use]
+pub fn is_isolated(options: &BTreeMap<String, String>) -> bool {
+    GATEWAY_MODES.iter().any(|key| options.get(*key).is_some_and(|mode| mode == "isolated"))
 }
 
 fn unsupported(key: &str, value: &str) -> Error {
@@ -145,6 +169,23 @@ mod tests {
         assert!(!one("com.docker.network.bridge.enable_icc", "F").unwrap().inter_container);
         assert!(!one("com.docker.network.bridge.enable_ip_masquerade", "false").unwrap().masquerade);
         assert!(one("whatever", "zz").is_ok());
+        let internal = BTreeMap::from([(GATEWAY_MODES[0].to_owned(), "isolated".to_owned())]);
+        assert!(check(&internal, true).is_ok() && is_isolated(&internal) && !is_isolated(&BTreeMap::new()));
+        assert!(one("com.docker.network.bridge.trusted_host_interfaces", "").is_ok());
+    }
+
+    #[test]
+    fn what_cannot_be_honoured_is_refused_by_name() {
+        for (key, value) in [
+            (GATEWAY_MODES[0], "routed"),
+            (GATEWAY_MODES[1], "nat-unprotected"),
+            (HOST_IPV4, "192.0.2.1"),
+            ("com.docker.network.bridge.inhibit_ipv4", "true"),
+            ("com.docker.network.bridge.trusted_host_interfaces", "eth1:eth2"),
+        ] {
+            let text = format!("option {key}={value} is not supported by the ovs backend yet");
+            assert_eq!(one(key, value), Err(text));
+        }
         assert!(one(MTU, "99999").is_err());
     }
 }
