@@ -63,10 +63,29 @@ impl Paths {
         self.run.join("m").join(machine_id.get(..12).unwrap_or(machine_id))
     }
 
+    /// A file that exists while the native switch has anything on the host.
+    #[must_use]
+    pub fn native_marker(&self) -> PathBuf {
+        self.run.join("vmnet")
+    }
+
     /// Socket directory of the namespace helper machine.
     #[must_use]
     pub fn helper_sockets(&self) -> PathBuf {
         self.run.join("h")
+    }
+
+    /// What is on disk of the container machines that run.
+    #[must_use]
+    pub fn machines(&self) -> PathBuf {
+        self.data.join("machines")
+    }
+
+    /// Record and log of one container machine. Not in the container's folder: a machine may outlive the container it was
+    /// made for.
+    #[must_use]
+    pub fn machine(&self, machine_id: &str) -> PathBuf {
+        self.machines().join(machine_id)
     }
 
     /// State of one container: output, exit record, bundle, writable layer.

@@ -20,6 +20,13 @@ mod ready;
 mod record;
 
 #[cfg(target_os = "linux")]
+#[path = "netns_linux.rs"]
+pub mod netns;
+#[cfg(not(target_os = "linux"))]
+#[path = "netns_other.rs"]
+pub mod netns;
+
+#[cfg(target_os = "linux")]
 #[path = "namespace/linux.rs"]
 mod namespace;
 #[cfg(not(target_os = "linux"))]

@@ -13,12 +13,16 @@ use arca_proto::{listen::Listener, netd::v1::netd_server::NetdServer, relay::v1:
 use tonic::service::Routes;
 
 use crate::{
-    backend::{Backends, ovn::Ovn},
+    backend::{
+        Backends,
+        ovn::Ovn,
+        vmnet::{self, Vmnet},
+    },
     engine::{Engine, Settings},
     error::{Error, Result},
     helper::{Boot, Helper, machine::HelperMachine},
     hostnet,
-    model::NetworkId,
+    model::{Endpoint, Kind, NetworkId},
     peers::{agent::Agent, relay::Relay},
     service::{NAME, Service},
     store::{Store, StoreError},
@@ -38,6 +42,8 @@ pub struct Parts {
     pub forwarders: Vec<String>,
     /// What "" and "bridge" mean.
     pub default_kind: DefaultKind,
+    /// Of the native backend.
+    pub vmnet: vmnet::Settings,
 }
 
 /// A running engine; dropping it stops its tasks and nothing else.
@@ -59,14 +65,26 @@ impl App {
         let agent = Arc::new(Agent::new(Arc::clone(&helper), store.clone(), parts.carrier));
         let relay = Arc::new(Relay::new(&parts.relayd, Arc::clone(&helper), store.clone(), parts.carrier));
         let ovn = Ovn::new(Arc::clone(&agent), Arc::clone(&relay), parts.carrier);
-        let backends = Backends::new(Arc::new(ovn));
+        let vmnet = Arc::new(Vmnet::new(store.clone(), &parts.vmnet));
+        let backends = Backends::new(Arc::new(ovn), Arc::clone(&vmnet));
         let peers =
             crate::engine::Peers { agent: Arc::clone(&agent), relay: Arc::clone(&relay), helper: Arc::clone(&helper) };
         let settings = Settings::new(parts.default_kind, parts.carrier);
         let engine = Engine::new(store, backends, peers, settings).await?;
         // What a previous life left half done goes before anything is compared with it.
         engine.recover().await?;
+        engine.follow_config().await?;
+        if let Err(error) = vmnet.follow().await {
+            // Networks of the other backend are served all the same.
+            tracing::error!(%error, "the native switch could not be made what it should be");
+        }
         let mut tasks = tokio::task::JoinSet::new();
+        // Where OVN is the default the first container need not wait for it.
+        let used = |endpoint: &Arc<Endpoint>| engine.state().kind_of(endpoint) == Some(Kind::Ovs);
+        if parts.default_kind == DefaultKind::Ovs || engine.state().endpoints.values().any(used) || boot.is_there().await
+        {
+            helper.need();
+        }
         let booted = Arc::clone(&helper);
         tasks.spawn(async move { booted.run().await });
         tasks.spawn(async move { agent.run().await });
@@ -170,8 +188,13 @@ pub async fn start(config: &Config) -> anyhow::Result<App> {
             BackendKind::Ovs => DefaultKind::Ovs,
             BackendKind::Vmnet => DefaultKind::Vmnet,
         },
+        vmnet: vmnet_settings(config),
     };
     Ok(App::start(store, system_id, boot, parts).await?)
+}
+
+fn vmnet_settings(config: &Config) -> vmnet::Settings {
+    vmnet::Settings { tag: config.paths.tag(), marker: config.paths.native_marker() }
 }
 
 /// Ends the helper machine of an engine whose arca-netd does not run, and undoes what it changed on the host.
@@ -180,7 +203,8 @@ pub async fn start(config: &Config) -> anyhow::Result<App> {
 /// If arca-netd still runs, or what could not be undone.
 pub async fn stop_helper(config: &Config) -> anyhow::Result<()> {
     let store = open_store(config)?;
+    let vmnet = Vmnet::new(store.clone(), &vmnet_settings(config)).down().await;
     let machine = HelperMachine::new(config, &system_id(&store).await?, store).await?;
     machine.adopt().await?;
-    Ok(machine.down().await?)
+    Ok(machine.down().await.and(vmnet)?)
 }

@@ -10,7 +10,7 @@ use crate::{
 /// Docker's order: container name, aliases, short id, host name; each once. Empty where no names are answered.
 #[must_use]
 pub fn dns_names(endpoint: &Endpoint, network: &Network) -> Vec<String> {
-    if !network.dns {
+    if !network.has_names() {
         return Vec::new();
     }
     let short = endpoint.workload.short();

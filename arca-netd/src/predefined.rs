@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The three networks that are always there. Made once; their ids stay for the life of the database.
 
+use ipnet::Ipv4Net;
+
 use crate::{
-    error::Result,
+    error::{Error, Result},
     model::{Kind, Network, NetworkId, ShownPool, Spec},
-    pools::DEFAULT_BRIDGE,
+    pools::{self, DEFAULT_BRIDGE},
     store::Draft,
     validate::{create::Context, ipam},
 };
@@ -18,6 +20,52 @@ const BRIDGE_OPTIONS: [(&str, &str); 6] = [
     ("com.docker.network.bridge.name", "docker0"),
     ("com.docker.network.driver.mtu", "1500"),
 ];
+
+/// Gives the default bridge the configured backend, if no endpoint is on it; its subnet too, where the host has the usual
+/// one. What it was and what it is now.
+///
+/// # Errors
+/// If no subnet is left.
+pub fn follow(draft: &mut Draft, context: &Context) -> Result<Option<(Network, Network)>> {
+    let Some(before) = draft.networks.values().find(|network| network.predefined && network.name() == "bridge") else {
+        return Ok(None);
+    };
+    let before = Network::clone(before);
+    let kind = context.default_kind.kind();
+    if before.kind == kind {
+        return Ok(None);
+    }
+    let held = draft.endpoints_of(&before.id).count();
+    if held > 0 {
+        tracing::info!(
+            endpoints = held,
+            backend = before.backend(),
+            "the default bridge network keeps its backend while containers are on it"
+        );
+        return Ok(None);
+    }
+    let mut after = Network { kind, generation: draft.next_generation(), ..before.clone() };
+    // An OVN network never meets the host's routes, a native one does.
+    let others = draft.networks.values().filter(|network| network.id != before.id);
+    let taken: Vec<_> = others.filter_map(|network| network.v4.as_ref()).map(|v4| v4.subnet).collect();
+    let taken: Vec<_> = taken.into_iter().chain(context.host.iter().copied()).chain([context.uplink]).collect();
+    if kind == Kind::Vmnet && taken.iter().any(|net| pools::overlap(net, &DEFAULT_BRIDGE)) {
+        let subnet = pools::first_free(&context.pools, &taken)
+            .ok_or_else(|| Error::Invalid("all predefined address pools have been fully subnetted".into()))?;
+        place(&mut after, subnet);
+    } else {
+        place(&mut after, DEFAULT_BRIDGE);
+    }
+    draft.put_network(after.clone());
+    Ok(Some((before, after)))
+}
+
+fn place(network: &mut Network, subnet: Ipv4Net) {
+    let gateway = ipam::first_host(subnet);
+    network.v4 = Some(ipam::default_v4(subnet, gateway, false));
+    network.shown_pools =
+        vec![ShownPool { subnet: subnet.to_string(), gateway: gateway.to_string(), ..ShownPool::default() }];
+}
 
 /// Adds those of `bridge`, `host` and `none` that are missing.
 ///

@@ -10,6 +10,7 @@ use std::{
 };
 
 use crate::{
+    backend::{Capabilities, vmnet},
     engine::{Engine, detached},
     error::{Error, Result},
     model::{Endpoint, Listener, Protocol, Publication, PublicationId, WorkloadId},
@@ -74,6 +75,10 @@ impl Engine {
             engine.unpublish_workload(&workload).await?;
             let state = engine.state();
             let Some(endpoint) = carrier(&state, &workload)? else { return Ok(Vec::new()) };
+            let able = state.kind_of(&endpoint).is_none_or(|kind| Capabilities::of(kind).port_mapping);
+            if !able && !bindings.is_empty() {
+                return Err(Error::Unsupported(vmnet::NO_PORTS.into()));
+            }
             let mut done = Vec::new();
             for binding in &bindings {
                 match engine.publish_one(&endpoint, binding).await {

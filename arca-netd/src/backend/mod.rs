@@ -2,6 +2,7 @@
 //! What carries a network's frames. Everything above knows Docker; everything behind [`Backend`] does not need to.
 
 pub mod ovn;
+pub mod vmnet;
 
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use crate::{
     error::{Error, Result},
     model::{Endpoint, Kind, Network, Publication},
 };
+use vmnet::Vmnet;
 
 /// What a backend can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +24,17 @@ pub struct Capabilities {
     pub port_mapping: bool,
     /// A machine may have more than one network.
     pub several_networks: bool,
+}
+
+impl Capabilities {
+    /// Those of the backend that carries networks of this kind; where none does, nothing is refused for lack of them.
+    #[must_use]
+    pub const fn of(kind: Kind) -> Self {
+        match kind {
+            Kind::Vmnet => vmnet::CAPABILITIES,
+            Kind::Ovs | Kind::Host | Kind::None | Kind::Config => ovn::CAPABILITIES,
+        }
+    }
 }
 
 /// Addresses a new endpoint got.
@@ -67,13 +80,15 @@ pub trait Backend: Send + Sync {
 #[derive(Clone)]
 pub struct Backends {
     ovn: Arc<dyn Backend>,
+    /// The native one: the engine also makes it follow the store and takes it down.
+    pub(crate) vmnet: Arc<Vmnet>,
 }
 
 impl Backends {
-    /// With OVN as the only one there is yet.
+    /// Both.
     #[must_use]
-    pub fn new(ovn: Arc<dyn Backend>) -> Self {
-        Self { ovn }
+    pub fn new(ovn: Arc<dyn Backend>, vmnet: Arc<Vmnet>) -> Self {
+        Self { ovn, vmnet }
     }
 
     /// The factory: which backend carries networks of this kind. None: nothing does, they have no frames.
@@ -81,6 +96,7 @@ impl Backends {
     pub fn of(&self, kind: Kind) -> Option<&dyn Backend> {
         match kind {
             Kind::Ovs => Some(self.ovn.as_ref()),
+            Kind::Vmnet => Some(self.vmnet.as_ref()),
             Kind::Host | Kind::None | Kind::Config => None,
         }
     }

@@ -33,6 +33,9 @@ const OVN: Duration = Duration::from_secs(10);
 /// How long arca-tapfwd waits from LISTENING to CONFIRMED, in milliseconds.
 const CONFIRM_MS: u32 = 10_000;
 
+/// What it can do.
+pub const CAPABILITIES: Capabilities = Capabilities { hot_attach: true, port_mapping: true, several_networks: true };
+
 /// OVN in the helper machine.
 #[derive(Debug)]
 pub struct Ovn {
@@ -76,7 +79,7 @@ fn check(observation: &helper::Observation, network: &Network) -> Result<()> {
 #[async_trait]
 impl Backend for Ovn {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { hot_attach: true, port_mapping: true, several_networks: true }
+        CAPABILITIES
     }
 
     async fn put_network(&self, network: &Network) -> Result<()> {
@@ -97,6 +100,7 @@ impl Backend for Ovn {
 
     async fn attach(&self, network: &Network, endpoint: &Endpoint) -> Result<Addresses> {
         let Some(place) = &endpoint.place else { return Ok(Addresses::default()) };
+        self.agent.need_helper();
         let mut attach = Attach {
             ovn: self,
             network,
@@ -233,6 +237,7 @@ impl<'a> Step<Attach<'a>> for Interface {
             gateway_v6: a.network.route_v6().map(|address| address.to_string()).unwrap_or_default(),
             confirm_dhcp: a.got.v4.is_some(),
             timeout_ms: CONFIRM_MS,
+            cable: a.ovn.carrier == Carrier::Cable,
         };
         let mut progress = a.tap.attach(request).await?;
         let listening = progress.until(attach_progress::Step::Listening).await;

@@ -7,7 +7,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{Engine, EventKind, detached};
 use crate::{
-    backend::Addresses,
+    backend::{Addresses, Capabilities, vmnet},
     error::{Error, Result},
     model::{Endpoint, EndpointId, Kind, MacAddr, Network, Phase, Place, WorkloadId},
     names,
@@ -159,6 +159,9 @@ impl Engine {
                     "cannot disconnect container from host network - container was created in host network mode".into(),
                 ));
             }
+            if !Capabilities::of(network.kind).hot_attach {
+                return Err(Error::Unsupported(vmnet::NO_DYNAMIC.into()));
+            }
             let endpoint = state.endpoint_on(&network.id, &workload).ok_or_else(|| {
                 Error::Failed(format!("container {workload} is not connected to network {}", network.name()))
             })?;
@@ -256,7 +259,15 @@ fn intent(
 ) -> Result<(Arc<Network>, Arc<Endpoint>)> {
     let network = Arc::clone(draft.find_network(&wanted.network)?);
     let checked = endpoint::check(&network, draft, wanted)?;
-    let place = if network.kind == Kind::Ovs { Some(place(draft, wanted, &network, &checked, macs)?) } else { None };
+    // OVN allocates for its networks; for the native switch it is done here, in the change that stores it.
+    let own = network.kind == Kind::Vmnet;
+    let address_v4 = if own { vmnet::address::choose_v4(&network, draft, checked.v4)? } else { None };
+    let fitting = address_v4.and_then(|net| vmnet::address::mac_for(net.addr()));
+    let macs: Vec<_> = fitting.into_iter().chain(macs.iter().copied()).collect();
+    let place = match network.kind {
+        Kind::Ovs | Kind::Vmnet => Some(place(draft, wanted, &network, &checked, &macs)?),
+        Kind::Host | Kind::None | Kind::Config => None,
+    };
     let generation = draft.next_generation();
     let endpoint = Endpoint {
         id,
@@ -269,7 +280,7 @@ fn intent(
         static_v4: checked.v4,
         static_v6: checked.v6,
         pinned: false,
-        address_v4: None,
+        address_v4,
         address_v6: None,
         gateway_priority: wanted.gateway_priority,
         phase: Phase::Pending,

@@ -277,6 +277,24 @@ impl Engine {
         Ok(())
     }
 
+    /// Lets the default bridge have the configured backend, unless containers are on it: theirs cannot change.
+    ///
+    /// # Errors
+    /// If the database fails; what a backend does not take is logged and done at the next start.
+    pub async fn follow_config(&self) -> Result<()> {
+        let context = self.context(hostnet::taken(None))?;
+        let moved = self.store.update(move |draft| predefined::follow(draft, &context)).await?;
+        let Some((before, after)) = moved else { return Ok(()) };
+        tracing::info!(from = before.backend(), to = after.backend(), "the default bridge network follows the configuration");
+        self.withdraw(&before).await?;
+        if let Some(backend) = self.backends.of(after.kind)
+            && let Err(error) = backend.put_network(&after).await
+        {
+            tracing::warn!(%error, "the default bridge network could not be made");
+        }
+        Ok(())
+    }
+
     /// Ends the helper machine and undoes the host changes; nothing starts it again in this process's life.
     ///
     /// # Errors
@@ -288,8 +306,12 @@ impl Engine {
                 "the helper machine carries {in_use} endpoints; stop their containers first"
             )));
         }
-        let helper = Arc::clone(&self.helper);
-        detached(async move { helper.stop().await }).await
+        let engine = Arc::clone(self);
+        detached(async move {
+            let native = engine.backends.vmnet.down().await;
+            engine.helper.stop().await.and(native)
+        })
+        .await
     }
 
     /// Finishes what a previous life left half done.

@@ -8,7 +8,7 @@ use arca_proto::tap::v1::ConfigureRequest;
 use super::Engine;
 use crate::{
     error::Result,
-    model::{Endpoint, MachineId, Phase},
+    model::{Endpoint, Kind, MachineId, Phase},
     names,
     peers::tap::Tap,
     store::State,
@@ -31,7 +31,10 @@ impl Engine {
 fn settings(state: &State, machine: &MachineId) -> Option<ConfigureRequest> {
     let of_machine = || {
         let here = |endpoint: &Endpoint| endpoint.place.as_ref().is_some_and(|place| place.machine == *machine);
-        state.endpoints.values().filter(move |endpoint| endpoint.phase == Phase::Active && here(endpoint))
+        // Interfaces of the native switch are none of arca-tapfwd's.
+        let linked = |endpoint: &Endpoint| state.kind_of(endpoint) == Some(Kind::Ovs);
+        let active = state.endpoints.values().filter(|endpoint| endpoint.phase == Phase::Active);
+        active.filter(move |endpoint| here(endpoint) && linked(endpoint))
     };
     of_machine().next()?;
     let default = names::default_route(state, of_machine());

@@ -185,7 +185,8 @@ fn rules(names: &Names, uplink: Uplink) -> String {
     )
 }
 
-async fn forward(names: &Names) -> Result<()> {
+/// Switches forwarding on, if it is off; `names.table` then says so. That table must be there.
+pub(crate) async fn forward(names: &Names) -> Result<()> {
     let now = tokio::fs::read_to_string(FORWARDING).await.map_err(Error::io("read IPv4 forwarding"))?;
     if now.trim() == "1" {
         return Ok(());
@@ -195,7 +196,7 @@ async fn forward(names: &Names) -> Result<()> {
 }
 
 /// Removes the table and, if it has the mark, switches forwarding off or hands the mark over.
-async fn drop_table(names: &Names) -> Result<()> {
+pub(crate) async fn drop_table(names: &Names) -> Result<()> {
     // `add` first: deleting a table that is not there is an error.
     let own = format!("add table ip {0}\ndelete table ip {0}\n", names.table);
     if nft(&format!("list chain ip {} {WAS_OFF}\n", names.table)).await.is_err() {
@@ -234,7 +235,7 @@ async fn other_tables(names: &Names) -> Result<Vec<String>> {
 }
 
 /// Runs a script in one transaction; gives what it listed.
-async fn nft(script: &str) -> Result<String> {
+pub(crate) async fn nft(script: &str) -> Result<String> {
     let run = async {
         let mut child = Command::new("nft")
             .args(["-f", "-"])

@@ -163,6 +163,11 @@ impl Boot for HelperMachine {
         *self.uplink.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    async fn is_there(&self) -> bool {
+        let found = self.machines.adopt(&self.spec.state_directory).await;
+        matches!(found, Ok(Adoption::Running(_) | Adoption::Unresponsive(_)))
+    }
+
     fn is_on_this_kernel(&self) -> bool {
         cfg!(target_os = "linux")
     }

@@ -2,6 +2,7 @@
 //! The helper machine's life: adopted if it runs, launched if not, launched again when it dies.
 //!
 //! ```text
+//!  not needed --an OVN network is used--> Starting
 //!  Starting --machine ready, uplink made--> Running --agent took Configure--> up
 //!      ^                                       |
 //!      +-------------- back-off <--------------+  machine ended, or the agent was away for too long
@@ -58,6 +59,10 @@ pub trait Boot: Send + Sync + std::fmt::Debug {
     fn uplink(&self) -> Uplink;
     /// Whether the helper's uplink is on this kernel, so that nftables can redirect to it.
     fn is_on_this_kernel(&self) -> bool;
+    /// Whether a machine of an earlier life is there, so that it is to be adopted though nothing needs it.
+    async fn is_there(&self) -> bool {
+        false
+    }
 }
 
 /// What [`Boot::up`] gives.
@@ -71,6 +76,7 @@ pub struct Booted {
 
 #[derive(Clone, Debug)]
 enum State {
+    Idle,
     Starting,
     Running(HelperUp),
     Down(String),
@@ -86,6 +92,7 @@ pub struct Helper {
     /// Milliseconds from start to the first answered Configure; 0 before.
     boot_ms: watch::Sender<u64>,
     restart: Notify,
+    needed: watch::Sender<bool>,
     /// Held while the machine is being booted.
     booting: Mutex<()>,
     stop: mpsc::Sender<oneshot::Sender<Result<()>>>,
@@ -103,9 +110,10 @@ impl Helper {
             boot,
             system_id,
             forwarders,
-            state: watch::Sender::new(State::Starting),
+            state: watch::Sender::new(State::Idle),
             boot_ms: watch::Sender::new(0),
             restart: Notify::new(),
+            needed: watch::Sender::new(false),
             booting: Mutex::new(()),
         }
     }
@@ -122,9 +130,30 @@ impl Helper {
         self.boot.is_on_this_kernel()
     }
 
-    /// Keeps the machine running until it is told to stop. Dropping the future leaves the machine as it is.
+    /// From now on the machine is needed: [`Helper::run`] starts it.
+    pub fn need(&self) {
+        self.needed.send_if_modified(|needed| !std::mem::replace(needed, true));
+    }
+
+    /// Whether [`Helper::need`] was called.
+    #[must_use]
+    pub fn is_needed(&self) -> bool {
+        *self.needed.borrow()
+    }
+
+    /// Keeps the machine running, once it is needed, until it is told to stop. Dropping the future leaves the machine as
+    /// it is.
     pub async fn run(&self) {
         let mut stops = self.stops.lock().await;
+        let mut needed = self.needed.subscribe();
+        tokio::select! {
+            // Both cancel-safe: waiting changes nothing, and an order not received stays queued.
+            () = async { drop(needed.wait_for(|needed| *needed).await) } => {}
+            Some(answer) = stops.recv() => {
+                stops.close();
+                return self.obey(answer).await;
+            }
+        }
         let mut backoff = Backoff::default();
         loop {
             self.state.send_replace(State::Starting);
@@ -244,7 +273,7 @@ impl Helper {
     pub fn current(&self) -> Option<HelperUp> {
         match &*self.state.borrow() {
             State::Running(up) => Some(up.clone()),
-            State::Starting | State::Down(_) => None,
+            State::Idle | State::Starting | State::Down(_) => None,
         }
     }
 
@@ -267,10 +296,11 @@ impl Helper {
         *self.boot_ms.borrow()
     }
 
-    /// "up", "starting", or "down: why".
+    /// "up", "starting", "not needed", or "down: why".
     #[must_use]
     pub fn state_text(&self) -> String {
         match &*self.state.borrow() {
+            State::Idle => "not needed".into(),
             State::Starting => "starting".into(),
             State::Running(_) => "up".into(),
             State::Down(why) => format!("down: {why}"),

@@ -17,6 +17,8 @@ use super::ids::NetworkId;
 pub enum Kind {
     /// OVN logical switch (config value `ovs`).
     Ovs,
+    /// The platform's native switch.
+    Vmnet,
     /// The host's own network namespace.
     Host,
     /// Loopback only.
@@ -48,6 +50,9 @@ pub struct Spec {
     pub ipam_driver: String,
     /// IPAM options.
     pub ipam_options: BTreeMap<String, String>,
+    /// The client sent IPAM options, be they empty.
+    #[serde(default)]
+    pub ipam_options_given: bool,
     /// Pools as given.
     pub ipam_pools: Vec<ShownPool>,
     /// Driver options.
@@ -161,11 +166,18 @@ impl Network {
         self.v6.as_ref().filter(|_| !self.spec.internal).map(|pool| pool.gateway)
     }
 
-    /// "ovs", or "" for host, none and configuration networks.
+    /// Containers of this network know each other by name: by embedded DNS, or by lines in their hosts files.
+    #[must_use]
+    pub fn has_names(&self) -> bool {
+        self.dns || (self.kind == Kind::Vmnet && !self.predefined)
+    }
+
+    /// "ovs", "vmnet", or "" for host, none and configuration networks.
     #[must_use]
     pub fn backend(&self) -> &'static str {
         match self.kind {
             Kind::Ovs => "ovs",
+            Kind::Vmnet => "vmnet",
             Kind::Host | Kind::None | Kind::Config => "",
         }
     }

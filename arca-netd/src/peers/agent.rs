@@ -72,6 +72,11 @@ impl Agent {
         }
     }
 
+    /// An OVN network is about to be used: the helper machine starts if it does not run.
+    pub fn need_helper(&self) {
+        self.helper.need();
+    }
+
     /// Asks for a full sync soon.
     pub fn kick(&self) {
         self.kick.notify_one();

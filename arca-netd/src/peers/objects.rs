@@ -101,7 +101,7 @@ pub fn desired(state: &State, carrier: relay::Carrier) -> Vec<proto::Object> {
     let endpoints = state
         .endpoints
         .values()
-        .filter(|e| e.phase != Phase::Removing)
+        .filter(|e| e.phase != Phase::Removing && state.kind_of(e) == Some(Kind::Ovs))
         .filter_map(|e| endpoint(e, state.networks.get(&e.network)?, carrier));
     let ports = state.publications.values().filter_map(|p| published_port(p));
     networks.chain(endpoints).chain(ports).collect()

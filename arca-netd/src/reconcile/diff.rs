@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use arca_proto::{dial::Address, ports::LinkNumber};
 
 use crate::{
-    model::{EndpointId, Listener, Phase, Protocol, Publication, PublicationId},
+    model::{Endpoint, EndpointId, Kind, Listener, Phase, Protocol, Publication, PublicationId},
     store::State,
 };
 
@@ -69,7 +69,8 @@ impl Desired {
     #[must_use]
     pub fn of(state: &State) -> Self {
         let mut desired = Self::default();
-        for endpoint in state.endpoints.values() {
+        let linked = |endpoint: &&std::sync::Arc<Endpoint>| state.kind_of(endpoint) != Some(Kind::Vmnet);
+        for endpoint in state.endpoints.values().filter(linked) {
             match (&endpoint.place, endpoint.phase) {
                 (Some(place), Phase::Active) => {
                     desired.links.insert(place.link, (endpoint.id.clone(), place.address.clone()));

@@ -8,11 +8,11 @@ use arca_proto::{dial::Address, netd::v1 as proto, relay::v1 as relay};
 use crate::{
     engine::{Engine, Event, EventKind},
     error::{Error, Result},
-    model::{Endpoint, MachineId, Network, Phase, Protocol, Publication, ShownPool, Spec, WorkloadId},
+    model::{Endpoint, Kind, MachineId, Network, Phase, Protocol, Publication, ShownPool, Spec, WorkloadId},
     names,
     publish::Binding,
     store::State,
-    validate::endpoint::Wanted,
+    validate::endpoint::{Demands, Wanted},
 };
 
 pub(super) fn spec(message: proto::CreateNetworkRequest) -> Spec {
@@ -33,6 +33,7 @@ pub(super) fn spec(message: proto::CreateNetworkRequest) -> Spec {
         enable_ipv6: message.enable_ipv6,
         ipam_driver: message.ipam_driver,
         ipam_options: message.ipam_options.into_iter().collect(),
+        ipam_options_given: message.ipam_options_given,
         ipam_pools: message.ipam_pools.into_iter().map(pool).collect(),
         options: message.options.into_iter().collect(),
         labels: message.labels.into_iter().collect(),
@@ -62,6 +63,7 @@ fn spec_message(spec: &Spec) -> proto::CreateNetworkRequest {
         enable_ipv6: spec.enable_ipv6,
         ipam_driver: spec.ipam_driver.clone(),
         ipam_options: spec.ipam_options.clone().into_iter().collect(),
+        ipam_options_given: spec.ipam_options_given,
         ipam_pools: spec.ipam_pools.iter().map(pool).collect(),
         options: spec.options.clone().into_iter().collect(),
         labels: spec.labels.clone().into_iter().collect(),
@@ -95,6 +97,7 @@ pub(super) fn wanted(message: proto::AttachRequest) -> Result<Wanted> {
         mac: message.mac,
         gateway_priority: message.gateway_priority,
         driver_options: message.driver_options.into_iter().collect(),
+        demands: Demands { dynamic: message.dynamic, publishes: message.publishes, beside: message.beside },
     })
 }
 
@@ -190,7 +193,8 @@ impl<'a> View<'a> {
             other.place.as_ref().zip(place).is_some_and(|(theirs, ours)| theirs.machine == ours.machine)
         };
         let default = names::default_route(&self.state, self.state.endpoints.values().filter(here));
-        let (up, error) = self.condition(endpoint);
+        let linked = place.is_some() && network.is_some_and(|network| network.kind == Kind::Ovs);
+        let (up, error) = if linked { self.condition(endpoint) } else { (true, String::new()) };
         let text = |value: Option<String>| value.unwrap_or_default();
         proto::Endpoint {
             id: endpoint.id.to_string(),
@@ -211,7 +215,8 @@ impl<'a> View<'a> {
             aliases: endpoint.aliases.clone(),
             up,
             error,
-            carrier: if place.is_some() { self.engine.carrier.into() } else { 0 },
+            carrier: if linked { self.engine.carrier.into() } else { 0 },
+            backend: network.map_or("", |network| network.backend()).to_owned(),
         }
     }
 

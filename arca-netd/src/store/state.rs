@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::{
     error::{Error, Result},
-    model::{Endpoint, EndpointId, Network, NetworkId, Phase, Protocol, Publication, PublicationId, WorkloadId},
+    model::{Endpoint, EndpointId, Kind, Network, NetworkId, Phase, Protocol, Publication, PublicationId, WorkloadId},
 };
 
 /// Key of the generation counter in table `meta`.
@@ -45,11 +45,17 @@ impl State {
         match (matches.next(), matches.count()) {
             (Some(network), 0) if !wanted.is_empty() => Ok(network),
             (Some(_), more) if !wanted.is_empty() => Err(Error::Invalid(format!(
-                "network {wanted} is ambiguous ({} matches found based on ID prefix)",
+                "{} matches found based on ID prefix: network {wanted} is ambiguous",
                 more + 1
             ))),
             _ => Err(Error::NotFound(format!("network {wanted} not found"))),
         }
+    }
+
+    /// Who carries an endpoint's frames.
+    #[must_use]
+    pub fn kind_of(&self, endpoint: &Endpoint) -> Option<Kind> {
+        self.networks.get(&endpoint.network).map(|network| network.kind)
     }
 
     /// Endpoints of a network that are there or on their way.

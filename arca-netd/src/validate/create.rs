@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `POST /networks/create`, whole: checks in moby's order, then the network with its pools.
 
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
 use ipnet::Ipv4Net;
 
 use super::{
@@ -8,6 +10,7 @@ use super::{
     options::{self, parse_bool},
 };
 use crate::{
+    backend::vmnet,
     error::{Error, Result},
     model::{Kind, Network, NetworkId, PoolV6, ShownPool, Spec},
     pools::{self, AddressPool},
@@ -42,6 +45,17 @@ pub enum DefaultKind {
     Vmnet,
 }
 
+impl DefaultKind {
+    /// The kind of network it stands for.
+    #[must_use]
+    pub const fn kind(self) -> Kind {
+        match self {
+            Self::Ovs => Kind::Ovs,
+            Self::Vmnet => Kind::Vmnet,
+        }
+    }
+}
+
 /// Checks `spec` against `state` and makes the network. `generation` of the result is 0.
 ///
 /// # Errors
@@ -56,13 +70,19 @@ pub fn network(mut spec: Spec, state: &State, context: &Context) -> Result<Netwo
     if state.networks.values().any(|network| network.name() == spec.name) {
         return Err(Error::Conflict(format!("network with name {} already exists", spec.name)));
     }
-    let mut kind = kind_of(&mut spec, context.default_kind)?;
-    if spec.scope == "swarm" {
-        return Err(Error::Forbidden("cannot create a swarm scoped network when swarm is not active".into()));
+    if spec.config_only {
+        // Whatever driver is named.
+        spec.driver = String::new();
     }
+    let mut kind = kind_of(&mut spec, context.default_kind)?;
+    let backend = if kind == Kind::Vmnet { "vmnet" } else { "ovs" };
     if spec.ingress {
         return Err(Error::Forbidden("Ingress network can only be global scope network".into()));
     }
+    if spec.scope == "swarm" {
+        return Err(Error::Forbidden("cannot create a swarm scoped network when swarm is not active".into()));
+    }
+    configuration_only(&spec)?;
     if spec.scope.is_empty() {
         spec.scope = "local".into();
     }
@@ -70,13 +90,16 @@ pub fn network(mut spec: Spec, state: &State, context: &Context) -> Result<Netwo
         return Err(Error::NotFound(format!("plugin \"{}\" not found", spec.ipam_driver)));
     }
     copy_configuration(&mut spec, state)?;
-    let enable_ipv4 = switch(spec.enable_ipv4, "com.docker.network.enable_ipv4", &spec, true)?;
-    let enable_ipv6 = switch(spec.enable_ipv6, "com.docker.network.enable_ipv6", &spec, false)?;
+    let enable_ipv4 = switch(spec.enable_ipv4, "com.docker.network.enable_ipv4", &mut spec, true)?;
+    let enable_ipv6 = switch(spec.enable_ipv6, "com.docker.network.enable_ipv6", &mut spec, false)?;
     if !enable_ipv4 && !enable_ipv6 {
         return Err(Error::Invalid("IPv4 or IPv6 must be enabled".into()));
     }
     let mut found = ipam::check(&spec.ipam_pools, enable_ipv6)?;
-    let checked = options::check(&spec.options, spec.internal)?;
+    // A configuration is checked where it is used.
+    let unchecked = BTreeMap::new();
+    let checked = options::check(if spec.config_only { &unchecked } else { &spec.options }, spec.internal)?;
+    bridge_name(&spec, state, context)?;
     let mut shown_pools = spec.ipam_pools.clone();
     if spec.config_only {
         kind = Kind::Config;
@@ -84,9 +107,19 @@ pub fn network(mut spec: Spec, state: &State, context: &Context) -> Result<Netwo
         found = Pools::default();
     } else {
         if !enable_ipv4 {
-            return Err(Error::Unsupported("a network without IPv4 is not supported by the ovs backend yet".into()));
+            return Err(Error::Unsupported(format!(
+                "a network without IPv4 is not supported by the {backend} backend yet"
+            )));
         }
-        complete(&mut found, &mut shown_pools, enable_ipv6, state, context)?;
+        if enable_ipv6 && kind == Kind::Vmnet {
+            return Err(Error::Unsupported("IPv6 is not supported by the vmnet backend yet".into()));
+        }
+        // The host's own routes are in the way of a network that the host itself carries.
+        let host = found.v4.as_ref().filter(|_| kind == Kind::Vmnet);
+        if host.is_some_and(|v4| context.host.iter().any(|net| pools::overlap(net, &v4.subnet))) {
+            return Err(Error::Forbidden(OVERLAP.into()));
+        }
+        complete(&mut found, &mut shown_pools, enable_ipv6, &spec.scope, state, context)?;
         // RFC 8200 section 5: no link with IPv6 has less.
         if found.v6.is_some() && checked.mtu < 1280 {
             return Err(Error::Invalid(format!("invalid MTU number: {} (IPv6 needs 1280)", checked.mtu)));
@@ -114,18 +147,17 @@ pub fn network(mut spec: Spec, state: &State, context: &Context) -> Result<Netwo
 /// Which backend the driver means; sets the driver's shown name.
 fn kind_of(spec: &mut Spec, default_kind: DefaultKind) -> Result<Kind> {
     match spec.driver.as_str() {
-        "" | "bridge" | "default" => {
+        "" | "bridge" => {
             spec.driver = "bridge".into();
-            match default_kind {
-                DefaultKind::Ovs => Ok(Kind::Ovs),
-                DefaultKind::Vmnet => Err(not_yet("vmnet")),
-            }
+            Ok(default_kind.kind())
         }
         "ovs" => Ok(Kind::Ovs),
+        "vmnet" => Ok(Kind::Vmnet),
+        "overlay" if default_kind == DefaultKind::Vmnet => Err(Error::Unsupported(vmnet::NO_OVERLAY.into())),
         driver @ ("host" | "null") => {
             Err(Error::Forbidden(format!("only one instance of \"{driver}\" network is allowed")))
         }
-        driver @ ("vmnet" | "overlay" | "macvlan" | "ipvlan") => Err(not_yet(driver)),
+        driver @ ("overlay" | "macvlan" | "ipvlan") => Err(not_yet(driver)),
         driver => Err(Error::NotFound(format!("plugin \"{driver}\" not found"))),
     }
 }
@@ -142,29 +174,68 @@ fn copy_configuration(spec: &mut Spec, state: &State) -> Result<()> {
     let Some(from) = from.filter(|network| network.kind == Kind::Config) else {
         return Err(Error::NotFound(format!("configuration network \"{}\" does not exist", spec.config_from)));
     };
+    let own = !spec.ipam_pools.is_empty() || !spec.ipam_options.is_empty() || !spec.labels.is_empty();
+    if own || spec.enable_ipv6 == Some(true) {
+        return Err(Error::Forbidden(
+            "user specified configurations are not supported if the network depends on a configuration network".into(),
+        ));
+    }
     if !spec.options.is_empty() {
         return Err(Error::Forbidden(
             "network driver options are not supported if the network depends on a configuration network".into(),
         ));
     }
-    if !spec.ipam_pools.is_empty() || spec.enable_ipv6 == Some(true) {
-        return Err(Error::Forbidden(
-            "user specified configurations are not supported if the network depends on a configuration network".into(),
-        ));
-    }
     spec.ipam_pools.clone_from(&from.spec.ipam_pools);
     spec.ipam_options.clone_from(&from.spec.ipam_options);
+    spec.ipam_options_given = from.spec.ipam_options_given;
     spec.options.clone_from(&from.spec.options);
     spec.enable_ipv6 = from.spec.enable_ipv6;
-    for (key, value) in &from.spec.labels {
-        spec.labels.entry(key.clone()).or_insert_with(|| value.clone());
+    spec.labels.clone_from(&from.spec.labels);
+    Ok(())
+}
+
+/// What a configuration network cannot have.
+fn configuration_only(spec: &Spec) -> Result<()> {
+    if !spec.config_only {
+        return Ok(());
+    }
+    if spec.internal || spec.attachable || !spec.scope.is_empty() {
+        return Err(Error::Forbidden(
+            "configuration network can only contain network specific fields. Network operator fields like [ ingress | internal | attachable | scope ] are not supported.".into(),
+        ));
+    }
+    if !spec.config_from.is_empty() {
+        return Err(Error::Forbidden("a configuration network cannot depend on another configuration network".into()));
     }
     Ok(())
 }
 
-fn switch(field: Option<bool>, key: &str, spec: &Spec, default: bool) -> Result<bool> {
+/// Nothing here has a bridge of that name, but two networks that claim one would be in each other's way with Docker.
+fn bridge_name(spec: &Spec, state: &State, context: &Context) -> Result<()> {
+    const KEY: &str = "com.docker.network.bridge.name";
+    let Some(name) = spec.options.get(KEY).filter(|name| !spec.config_only && !name.is_empty()) else { return Ok(()) };
+    // dev_valid_name() of Linux.
+    if matches!(name.as_str(), "." | "..") || name.contains(['/', ':']) || name.contains(char::is_whitespace) {
+        return Err(Error::Failed("invalid argument".into()));
+    }
+    let other = state.networks.values().find(|other| {
+        other.kind != Kind::Config && other.spec.options.get(KEY) == Some(name)
+    });
+    other.map_or(Ok(()), |other| {
+        Err(Error::Forbidden(format!(
+            "cannot create network {} ({name}): conflicts with network {} ({name}): networks have same bridge name",
+            context.id, other.id
+        )))
+    })
+}
+
+fn switch(field: Option<bool>, key: &str, spec: &mut Spec, default: bool) -> Result<bool> {
     match (field, spec.options.get(key)) {
-        (Some(value), _) => Ok(value),
+        (Some(value), _) => {
+            // The option does not count beside the field, so it is not shown either.
+            spec.options.remove(key);
+            Ok(value)
+        }
         (None, Some(text)) => {
             parse_bool(text).ok_or_else(|| Error::Invalid(format!("driver-opt \"{key}\" is not a valid bool")))
         }
@@ -177,6 +248,7 @@ fn complete(
     found: &mut Pools,
     shown: &mut Vec<ShownPool>,
     enable_ipv6: bool,
+    scope: &str,
     state: &State,
     context: &Context,
 ) -> Result<()> {
@@ -188,7 +260,10 @@ fn complete(
         }
     } else {
         taken.extend(&context.host);
-        let subnet = pools::first_free(&context.pools, &taken)
+        // Docker keeps other pools for networks of global scope.
+        let global = [AddressPool { base: Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8), size: 24 }];
+        let pools = if scope == "global" { &global[..] } else { &context.pools };
+        let subnet = pools::first_free(pools, &taken)
             .ok_or_else(|| Error::Invalid("all predefined address pools have been fully subnetted".into()))?;
         let pool = ipam::default_v4(subnet, ipam::first_host(subnet), false);
         shown.push(shown_pool(&subnet, &pool.gateway));

@@ -10,6 +10,7 @@ use arca_proto::dial::Address;
 
 use super::joined;
 use crate::{
+    backend::{Capabilities, vmnet},
     error::{Error, Result},
     model::{Kind, MacAddr, MachineId, Network, WorkloadId},
     store::State,
@@ -42,6 +43,19 @@ pub struct Wanted {
     pub gateway_priority: i32,
     /// `driver-opt`.
     pub driver_options: BTreeMap<String, String>,
+    /// What a backend may not be able to do for it.
+    pub demands: Demands,
+}
+
+/// What else is asked of the network's backend.
+#[derive(Clone, Debug, Default)]
+pub struct Demands {
+    /// The container runs already.
+    pub dynamic: bool,
+    /// It publishes ports.
+    pub publishes: bool,
+    /// Other networks it is to be on: id, name or id prefix.
+    pub beside: Vec<String>,
 }
 
 /// What of it needed parsing.
@@ -114,7 +128,8 @@ pub const ADDRESS_TAKEN: &str = "Address already in use";
 
 /// Which networks a workload may be on together.
 fn company(network: &Network, state: &State, wanted: &Wanted) -> Result<()> {
-    if network.kind == Kind::Config {
+    // A stopped container may have one in its settings; it does not start.
+    if network.kind == Kind::Config && wanted.machine.is_some() {
         return Err(Error::Forbidden("cannot create endpoint on configuration-only network".into()));
     }
     let kinds = || state.endpoints_of_workload(&wanted.workload).filter_map(|e| state.networks.get(&e.network));
@@ -142,7 +157,23 @@ fn company(network: &Network, state: &State, wanted: &Wanted) -> Result<()> {
             "cannot connect container to host network - container must be created in host network mode".into(),
         ));
     }
-    Ok(())
+    able(network, state, wanted)
+}
+
+/// Whether the backends of all networks that the workload is to be on can do what is asked.
+fn able(network: &Network, state: &State, wanted: &Wanted) -> Result<()> {
+    let there = state.endpoints_of_workload(&wanted.workload).filter_map(|e| state.networks.get(&e.network));
+    let wished = wanted.demands.beside.iter().filter_map(|name| state.find_network(name).ok());
+    let others: Vec<_> = there.chain(wished).filter(|other| other.id != network.id).collect();
+    let mut all = others.iter().map(|other| other.kind).chain([network.kind]).map(Capabilities::of);
+    let several = !others.is_empty();
+    let refused = all.find_map(|able| {
+        let dynamic = wanted.demands.dynamic && !able.hot_attach;
+        let ports = wanted.demands.publishes && !able.port_mapping;
+        let count = several && !able.several_networks;
+        dynamic.then_some(vmnet::NO_DYNAMIC).or(ports.then_some(vmnet::NO_PORTS)).or(count.then_some(vmnet::NO_SECOND))
+    });
+    refused.map_or(Ok(()), |text| Err(Error::Unsupported(text.into())))
 }
 
 fn parse<T: std::str::FromStr>(text: &str, family: &str, faults: &mut Vec<String>) -> Option<T> {
@@ -224,6 +255,7 @@ mod tests {
             mac: String::new(),
             gateway_priority: 0,
             driver_options: BTreeMap::new(),
+            demands: Demands::default(),
         }
     }
 

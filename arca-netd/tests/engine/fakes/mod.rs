@@ -18,7 +18,7 @@ use arca_netd::{
     helper::{Boot, Booted, Uplink},
     model::{Endpoint, NetworkId, Spec, WorkloadId},
     store::{Store, StoreError},
-    validate::{create::DefaultKind, endpoint::Wanted},
+    validate::{create::DefaultKind, endpoint::{Demands, Wanted}},
 };
 use arca_proto::{dial::Address, listen::bind_unix, relay::v1::Carrier};
 use async_trait::async_trait;
@@ -179,6 +179,7 @@ impl World {
             carrier: Carrier::Stream,
             forwarders: vec!["10.0.0.53:53".into()],
             default_kind: DefaultKind::Ovs,
+            vmnet: arca_netd::backend::vmnet::Settings { tag: "0".repeat(8), marker: self.path("vmnet") },
         };
         let boot: Arc<dyn Boot> = Arc::clone(&self.boot) as Arc<dyn Boot>;
         self.app = Some(App::start(store, system_id, boot, parts).await.unwrap());
@@ -242,5 +243,6 @@ pub(crate) fn wanted(network: &str, n: u8, address: &Address) -> Wanted {
         mac: String::new(),
         gateway_priority: 0,
         driver_options: BTreeMap::new(),
+        demands: Demands::default(),
     }
 }
