@@ -174,14 +174,20 @@ impl<'a> Host<'a> {
     }
 }
 
-/// Flushing and filling the chain in one transaction.
+/// Flushing and filling the chains in one transaction. Nobody comes in from elsewhere but by a published port: a host
+/// that knows the way to the router's uplink address would otherwise find there also what is published on 127.0.0.1.
 fn rules(names: &Names, uplink: Uplink) -> String {
     let (net, Names { interface, table }) = (uplink.net(), names);
     format!(
         "add table ip {table}\n\
          add chain ip {table} uplink {{ type nat hook postrouting priority srcnat; }}\n\
          flush chain ip {table} uplink\n\
-         add rule ip {table} uplink ip saddr {net} oifname != \"{interface}\" masquerade\n"
+         add rule ip {table} uplink ip saddr {net} oifname != \"{interface}\" masquerade\n\
+         add chain ip {table} guard {{ type filter hook forward priority filter; }}\n\
+         flush chain ip {table} guard\n\
+         add rule ip {table} guard oifname \"{interface}\" ct state {{ new, invalid, untracked }} \
+         ct status & dnat == 0 drop\n\
+         add rule ip {table} guard iifname != \"{interface}\" ip saddr {net} drop\n"
     )
 }
 
