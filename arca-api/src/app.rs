@@ -25,6 +25,7 @@ use crate::{
     http::server,
     images, machines, netd, routes,
     store::{Documents, Store},
+    tenants::Tenants,
     volumes::{Volume, Volumes},
 };
 
@@ -82,6 +83,7 @@ pub fn build(
         execs: Execs::default(),
         netd,
         machines,
+        tenants: Tenants::default(),
         events: Bus::default(),
         cgroup_parent: paths.cgroup_parent(),
         id: format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]),

@@ -17,6 +17,7 @@ use crate::{
     machines::Boot,
     netd::Netd,
     store::Store,
+    tenants::Tenants,
     volumes::Volumes,
 };
 
@@ -39,6 +40,8 @@ pub struct Engine {
     pub netd: Netd,
     /// Machines.
     pub machines: Arc<dyn Boot>,
+    /// Who lives in them.
+    pub tenants: Tenants,
     /// Events.
     pub events: Bus,
     /// Cgroups of workloads stand below this: "arca/<engine>".

@@ -24,4 +24,5 @@ pub mod netd;
 pub mod routes;
 pub mod spec;
 pub mod store;
+pub mod tenants;
 pub mod volumes;

@@ -4,7 +4,11 @@
 //! [`Boot`] is implemented by [`RealMachines`] over the arca-machine crate, and by a fake in the tests, which answers the
 //! same gRPC services from inside the test.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use arca_machine::{Adoption, ContainerSpec, Kind, Machines};
 use arca_proto::{
@@ -40,9 +44,11 @@ pub enum Found {
 /// Starts and finds container machines.
 #[async_trait]
 pub trait Boot: Send + Sync + std::fmt::Debug {
-    /// Boots the machine of container `id`; its ports answer when this returns. On failure nothing of it remains.
+    /// Boots machine `id`; its ports answer when this returns. On failure nothing of it remains.
     async fn launch(&self, id: &str, host_network: bool) -> Result<Arc<dyn Machine>, String>;
-    /// Finds the machine of container `id` that an earlier arca-api launched.
+    /// Machines that an earlier arca-api launched and nobody destroyed.
+    async fn left(&self) -> Result<Vec<String>, String>;
+    /// Finds machine `id` that an earlier arca-api launched.
     async fn adopt(&self, id: &str) -> Result<Found, String>;
     /// Removes the cgroup that the workloads' own ones stood below, once none does. For the engine's stop.
     async fn release_cgroups(&self, parent: &str) -> Result<(), String>;
@@ -51,9 +57,11 @@ pub trait Boot: Send + Sync + std::fmt::Debug {
 /// Client of the arca-init in a machine; clones share one connection.
 pub type Init = InitClient<Channel>;
 
-/// A container's machine and the way into it.
+/// A container's machine and the way into it. Several containers may live in one ([`crate::tenants`]).
 #[derive(Clone, Debug)]
 pub struct Live {
+    /// Machine id.
+    pub id: String,
     /// The machine.
     pub machine: Arc<dyn Machine>,
     /// Its arca-init.
@@ -62,10 +70,10 @@ pub struct Live {
 
 impl Live {
     /// Connects (lazily) to the machine's arca-init.
-    pub fn new(machine: Arc<dyn Machine>) -> Self {
+    pub fn new(id: impl Into<String>, machine: Arc<dyn Machine>) -> Self {
         let channel = dial::channel(&machine.address(), ports::INIT);
         // File contents and whole outputs never travel in one message; stdin and output chunks stay far below this.
-        Self { machine, init: InitClient::new(channel).max_decoding_message_size(16 << 20) }
+        Self { id: id.into(), machine, init: InitClient::new(channel).max_decoding_message_size(16 << 20) }
     }
 }
 
@@ -114,7 +122,8 @@ impl Machine for arca_machine::Machine {
     }
 
     async fn destroy(&self, grace: Duration) -> Result<(), String> {
-        self.destroy(grace).await.map_err(|error| chain(&error))
+        self.destroy(grace).await.map_err(|error| chain(&error))?;
+        forget(&self.record().state_directory)
     }
 }
 
@@ -124,7 +133,7 @@ impl Boot for RealMachines {
         let spec = ContainerSpec {
             id: id.to_owned(),
             socket_directory: self.paths.machine_sockets(id),
-            state_directory: self.paths.container(id),
+            state_directory: self.paths.machine(id),
             guest_directory: self.guest_directory.clone(),
             host_network,
             environment: self.environment.clone(),
@@ -135,18 +144,29 @@ impl Boot for RealMachines {
         Ok(Arc::new(machine))
     }
 
+    async fn left(&self) -> Result<Vec<String>, String> {
+        let folder = self.paths.machines();
+        let entries = match std::fs::read_dir(&folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(|error| format!("read {}: {error}", folder.display()))?,
+        };
+        Ok(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
+    }
+
     async fn adopt(&self, id: &str) -> Result<Found, String> {
-        let state = self.paths.container(id);
+        let state = self.paths.machine(id);
         match self.machines.adopt(&state).await.map_err(|error| chain(&error))? {
             Adoption::Running(machine) => Ok(Found::Running(Arc::new(machine))),
             Adoption::Unresponsive(machine) => {
                 machine.destroy(Duration::ZERO).await.map_err(|error| chain(&error))?;
+                forget(&state)?;
                 Ok(Found::Gone)
             }
             Adoption::Gone(record) => {
                 if let Some(record) = record {
                     self.machines.sweep(&record).await.map_err(|error| chain(&error))?;
                 }
+                forget(&state)?;
                 Ok(Found::Gone)
             }
         }
@@ -155,6 +175,16 @@ impl Boot for RealMachines {
     async fn release_cgroups(&self, parent: &str) -> Result<(), String> {
         let released = self.machines.release_cgroups(&self.guest_directory, parent).await;
         released.map_err(|error| chain(&error))
+    }
+}
+
+/// Removes what is on disk of a machine that is gone: its record went with it, its log is of no use without it.
+fn forget(state: &Path) -> Result<(), String> {
+    match std::fs::remove_dir_all(state) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(format!("remove {}: {error}", state.display()))
+        }
+        _ => Ok(()),
     }
 }
 

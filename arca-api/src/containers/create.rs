@@ -55,6 +55,34 @@ fn validate(config: &ContainerConfig, host: &HostConfig) -> ApiResult<()> {
     host.validate()
 }
 
+/// What does not go together with the network mode; as asked for, before the image adds its own.
+fn network_mode(config: &ContainerConfig, host: &HostConfig) -> ApiResult<()> {
+    let some = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|items| !items.is_empty());
+    let mode = host.network_mode.as_str();
+    if matches!(mode, "container" | "container:") {
+        return Err(ApiError::bad_request("invalid network mode: invalid container format container:<name|id>"));
+    }
+    let shares = mode.starts_with("container:");
+    let undefined = "can't be used with links. This would result in undefined behavior";
+    let conflicts = [
+        (shares && !config.hostname.is_empty(), "hostname and the network mode".to_owned()),
+        (shares && some(&host.links), format!("container type network {undefined}")),
+        (shares && !host.dns.is_empty(), "dns and the network mode".to_owned()),
+        (shares && some(&host.extra_hosts), "custom host-to-IP mapping and the network mode".to_owned()),
+        (
+            shares && (!host.port_bindings.is_empty() || host.publish_all_ports),
+            "port publishing and the container type network mode".to_owned(),
+        ),
+        (shares && !config.exposed_ports.is_empty(), "port exposing and the container type network mode".to_owned()),
+        (host.uts_mode == "host" && !config.hostname.is_empty(), "hostname and the UTS mode".to_owned()),
+        (mode == "host" && some(&host.links), format!("host type networking {undefined}")),
+    ];
+    match conflicts.into_iter().find(|(conflict, _)| *conflict) {
+        Some((_, text)) => Err(ApiError::bad_request(format!("conflicting options: {text}"))),
+        None => Ok(()),
+    }
+}
+
 /// Creates a container; `name` is "" when the user chose none.
 ///
 /// # Errors
@@ -74,6 +102,7 @@ pub async fn create(
     }
     // What the image brings is not looked at.
     config.healthcheck.as_ref().map_or(Ok(()), HealthConfig::validate)?;
+    network_mode(&config, &host)?;
     let images = engine.images.clone();
     let reference = config.image.clone();
     let image = Engine::blocking(move || images.resolve(&reference).map_err(Into::into)).await?;
@@ -92,6 +121,12 @@ pub async fn create(
     let id = names::new_id();
     if config.hostname.is_empty() {
         config.hostname = if host.network_mode == "host" { host_name() } else { id[..12].to_owned() };
+    }
+    if let Some(name) = host.network_mode.strip_prefix("container:")
+        && let Ok(other) = engine.container(name)
+    {
+        // The container is meant, not its name. One that is not there yet may be at the start.
+        host.network_mode = format!("container:{}", other.id);
     }
     let wished = networks::wishes(&host.network_mode, networking_config.endpoints_config, &config.mac_address)?;
     let mut record = Record {

@@ -91,10 +91,8 @@ pub async fn finish(engine: &Arc<Engine>, container: &Arc<Container>, live: Opti
     container.clients.drained(DRAIN).await;
     let mut record = container.record();
     let machine_gone = async {
-        if let Some(live) = live
-            && let Err(text) = live.machine.destroy(Duration::ZERO).await
-        {
-            tracing::warn!(container_id = container.id, error = text, "something of the machine remains");
+        if let Some(live) = live {
+            vacate(engine, &live, &container.id).await;
         }
     };
     tokio::join!(networks::tear_down(engine, container, &mut record), machine_gone);
@@ -107,6 +105,7 @@ pub async fn finish(engine: &Arc<Engine>, container: &Arc<Container>, live: Opti
         stored.published.clear();
         stored.state.status = if restart { Status::Restarting } else { Status::Exited };
         stored.state.pid = 0;
+        stored.state.machine.clear();
         health::end(stored);
         stored.state.exit_code = code;
         stored.state.oom_killed = exit.oom_killed;
@@ -141,6 +140,24 @@ pub async fn finish(engine: &Arc<Engine>, container: &Arc<Container>, live: Opti
         && let Err(error) = remove::remove(engine, container, remove::Options::auto()).await
     {
         tracing::warn!(container_id = container.id, %error, "automatic removal");
+    }
+}
+
+/// Takes a container out of its machine, which ends with the last one in it.
+pub async fn vacate(engine: &Engine, live: &Live, id: &str) {
+    if engine.tenants.leave(&live.id, id) {
+        if let Err(text) = live.machine.destroy(Duration::ZERO).await {
+            tracing::warn!(container_id = id, error = text, "something of the machine remains");
+        }
+        engine.tenants.ended(&live.id);
+        return;
+    }
+    let request = init::DeleteWorkloadRequest { workload_id: id.to_owned(), force: true };
+    match live.init.clone().delete_workload(request).await {
+        Err(status) if status.code() != tonic::Code::NotFound => {
+            tracing::warn!(container_id = id, error = status.message(), "something of it remains in a shared machine");
+        }
+        _ => {}
     }
 }
 

@@ -31,19 +31,17 @@ pub fn on_user_network(record: &Record) -> bool {
 /// The wishes of create: by network name.
 ///
 /// # Errors
-/// 400 for endpoint settings that make no sense, 501 for `container:` mode.
+/// 400 for endpoint settings that make no sense.
 pub fn wishes(
     mode: &str,
     endpoints: BTreeMap<String, Option<EndpointSettings>>,
     container_wide_mac: &str,
 ) -> ApiResult<BTreeMap<String, Attachment>> {
-    if let Some(target) = mode.strip_prefix("container:") {
-        if target.is_empty() {
-            return Err(ApiError::bad_request("invalid network mode: invalid container format container:<name|id>"));
-        }
-        return Err(ApiError::absent("--network container:ID"));
-    }
     let mut networks = BTreeMap::new();
+    if mode.starts_with("container:") {
+        // It has the other's; what it wishes besides is not looked at, as in Docker.
+        return Ok(networks);
+    }
     for (name, settings) in endpoints {
         let name = if name == "default" { "bridge".to_owned() } else { name };
         let Some(settings) = settings else {
@@ -125,7 +123,7 @@ pub fn request(record: &Record, name: &str, wish: &Attachment, live: Option<&Liv
     let network = if wish.settings.network_id.is_empty() { name.to_owned() } else { wish.settings.network_id.clone() };
     netd::AttachRequest {
         network,
-        machine_id: live.map(|_| record.id.clone()).unwrap_or_default(),
+        machine_id: live.map(|live| live.id.clone()).unwrap_or_default(),
         machine: live.map(|live| live.machine.address().into()),
         workload_id: record.id.clone(),
         workload_name: record.name.clone(),
@@ -265,7 +263,7 @@ async fn emit(engine: &Engine, container: &Container, action: &str, id: &str, na
 }
 
 fn refuse_modes(record: &Record, network: &str) -> ApiResult<()> {
-    if record.is_host_network() {
+    if record.is_host_network() || record.network_of().is_some() {
         return Err(ApiError::bad_request(
             "container sharing network namespace with another container or host cannot be connected to any other network",
         ));
@@ -428,10 +426,6 @@ mod tests {
         assert_eq!(
             wishes("bridge", BTreeMap::new(), "zz").expect_err("mac").message,
             "invalid config for network bridge: invalid MAC address zz"
-        );
-        assert_eq!(
-            wishes("container:", BTreeMap::new(), "").expect_err("empty").message,
-            "invalid network mode: invalid container format container:<name|id>"
         );
     }
 

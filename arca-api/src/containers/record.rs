@@ -159,6 +159,11 @@ impl Record {
         self.host.network_mode.strip_prefix("container:")
     }
 
+    /// The machine a running container lives in.
+    pub fn machine(&self) -> &str {
+        if self.state.machine.is_empty() { &self.id } else { &self.state.machine }
+    }
+
     /// Whose hostname, hosts and resolv.conf the container has.
     pub fn files_owner(&self) -> &str {
         self.files_of.as_deref().unwrap_or(&self.id)

@@ -2,7 +2,7 @@
 //! `docker start`: machine, networks, ports, files, workload, waiting attach clients, process. In this order, and
 //! undone from the back when a step fails.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use arca_proto::init::v1 as init;
 use tonic::Code;
@@ -84,19 +84,13 @@ async fn start_locked(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiRe
     let mut record = container.record();
     let folder = engine.folder(&record.id);
     remove_if_there(&folder.join("exit.json"))?;
-    let machine = engine
-        .machines
-        .launch(&record.id, record.is_host_network())
-        .await
-        .map_err(|text| ApiError::internal(format!("failed to start the container's machine: {text}")))?;
-    let live = Live::new(machine);
+    let live = move_in(engine, &mut record).await?;
+    record.state.machine.clone_from(&live.id);
     let result = bring_up(engine, container, &mut record, &live).await;
     if let Err(error) = result {
         let mounted = error.message.contains("failed to create task");
         networks::tear_down(engine, container, &mut record).await;
-        if let Err(text) = live.machine.destroy(Duration::ZERO).await {
-            tracing::warn!(container_id = record.id, error = text, "the machine of a failed start");
-        }
+        exit::vacate(engine, &live, &record.id).await;
         if mounted {
             announce_volumes(engine, &record, "unmount");
         }
@@ -108,15 +102,16 @@ async fn start_locked(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiRe
             stored.state = record.state.clone();
             stored.networks = record.networks.clone();
             stored.published = record.published.clone();
+            stored.files_of = record.files_of.clone();
+            stored.config.hostname = record.config.hostname.clone();
+            stored.config.domainname = record.config.domainname.clone();
         })
         .await;
     if let Err(error) = stored {
         // Not on disk is not started: nobody would find it again.
         networks::tear_down(engine, container, &mut record).await;
         container.set_live(None);
-        if let Err(text) = live.machine.destroy(Duration::ZERO).await {
-            tracing::warn!(container_id = record.id, error = text, "the machine of a failed start");
-        }
+        exit::vacate(engine, &live, &record.id).await;
         return Err(error);
     }
     container.phase.send_modify(|phase| phase.running = true);
@@ -126,9 +121,55 @@ async fn start_locked(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiRe
     Ok(())
 }
 
+/// A machine for the container: one of its own, or that of the container whose network it shares.
+async fn move_in(engine: &Arc<Engine>, record: &mut Record) -> ApiResult<Live> {
+    if let Some(name) = record.network_of() {
+        return share(engine, name.to_owned().as_str(), record);
+    }
+    record.files_of = None;
+    let machine = engine.tenants.open(&record.id);
+    match engine.machines.launch(&machine, record.is_host_network()).await {
+        Ok(launched) => Ok(Live::new(machine, launched)),
+        Err(text) => {
+            let _ = engine.tenants.leave(&machine, &record.id);
+            engine.tenants.ended(&machine);
+            Err(ApiError::internal(format!("failed to start the container's machine: {text}")))
+        }
+    }
+}
+
+/// `--network container:NAME`: the container moves in with another and takes over its names and files.
+fn share(engine: &Engine, name: &str, record: &mut Record) -> ApiResult<Live> {
+    let other = engine
+        .container(name)
+        .map_err(|error| ApiError::internal(format!("joining network namespace of container: {}", error.message)))?;
+    if other.id == record.id {
+        return Err(ApiError::internal("cannot join own network namespace"));
+    }
+    let theirs = other.record();
+    let what = "cannot join network namespace of";
+    if theirs.state.status == Status::Restarting {
+        let text = format!("{what} container: Container {name} is restarting, wait until the container is running");
+        return Err(ApiError::conflict(text));
+    }
+    let live = other.live().filter(|live| theirs.state.is_running() && engine.tenants.join(&live.id, &record.id));
+    let Some(live) = live else {
+        // One that is ending just now has not told yet what it is.
+        let status = if theirs.state.is_running() { Status::Exited } else { theirs.state.status };
+        let text = format!("{what} a non running container: container {} is {}", theirs.name, status.word());
+        return Err(ApiError::conflict(text));
+    };
+    record.files_of = Some(theirs.files_owner().to_owned());
+    record.config.hostname.clone_from(&theirs.config.hostname);
+    record.config.domainname.clone_from(&theirs.config.domainname);
+    Ok(live)
+}
+
 async fn bring_up(engine: &Arc<Engine>, container: &Arc<Container>, record: &mut Record, live: &Live) -> ApiResult<()> {
     let folder = engine.folder(&record.id);
-    files::write_all(record, &folder, networks::on_user_network(record))?;
+    if record.files_of.is_none() {
+        files::write_all(record, &folder, networks::on_user_network(record))?;
+    }
     let request = workload(engine, record)?;
     announce_volumes(engine, record, "mount");
     let mut init = live.init.clone();
@@ -139,7 +180,9 @@ async fn bring_up(engine: &Arc<Engine>, container: &Arc<Container>, record: &mut
     networks?;
     let created = created.map_err(|status| runtime_error(&status))?.into_inner();
     networks::announce(engine, container, record).await;
-    files::write_hosts(record, &folder)?;
+    if record.files_of.is_none() {
+        files::write_hosts(record, &folder)?;
+    }
     container.clients.serve_waiting(live, &record.id).await;
     let started = init
         .start_workload(init::StartWorkloadRequest { workload_id: record.id.clone() })
@@ -224,7 +267,7 @@ pub fn bind_mounts(engine: &Engine, record: &Record) -> Vec<BindMount> {
         read_only: !point.rw,
         propagation: if point.propagation.is_empty() { "rprivate".into() } else { point.propagation.clone() },
     });
-    let folder = engine.folder(&record.id);
+    let folder = engine.folder(record.files_owner());
     let own = files::paths(&folder)
         .filter(|(_, target)| !record.mounts.iter().any(|point| point.destination == *target))
         .map(|(source, target)| BindMount {

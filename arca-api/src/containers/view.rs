@@ -28,7 +28,11 @@ pub fn inspect(engine: &Engine, container: &Container, version: ApiVersion) -> V
     }
     let record = record;
     let folder = engine.folder(&record.id);
-    let path = |name: &str| if record.state.started_at == 0 { String::new() } else { text(&folder.join(name)) };
+    let files = engine.folder(record.files_owner());
+    let path = |folder: &Path, name: &str| match record.state.started_at {
+        0 => String::new(),
+        _ => text(&folder.join(name)),
+    };
     let command = record.config.command_line();
     let execs = engine.execs.of(&record.id);
     let name = format!("/{}", record.name);
@@ -39,10 +43,10 @@ pub fn inspect(engine: &Engine, container: &Container, version: ApiVersion) -> V
         "Args": command.get(1..).unwrap_or_default(),
         "State": state(&record),
         "Image": record.image_id,
-        "ResolvConfPath": path("resolv.conf"),
-        "HostnamePath": path("hostname"),
-        "HostsPath": path("hosts"),
-        "LogPath": path("output.log"),
+        "ResolvConfPath": path(&files, "resolv.conf"),
+        "HostnamePath": path(&files, "hostname"),
+        "HostsPath": path(&files, "hosts"),
+        "LogPath": path(&folder, "output.log"),
         "Name": name,
         "RestartCount": record.restart_count,
         "Driver": "overlay2",
@@ -64,7 +68,7 @@ pub fn inspect(engine: &Engine, container: &Container, version: ApiVersion) -> V
         },
         "Mounts": mounts(&record),
         "Config": record.config,
-        "NetworkSettings": network_settings(&record, &text(&engine.paths.machine_sockets(&record.id))),
+        "NetworkSettings": network_settings(&record, &text(&engine.paths.machine_sockets(record.machine()))),
     })
 }
 
@@ -110,7 +114,8 @@ fn mounts(record: &Record) -> Value {
 }
 
 fn network_settings(record: &Record, sandbox: &str) -> Value {
-    let running = record.state.is_running();
+    // Who shares another's network has no sandbox and no ports of its own.
+    let running = record.state.is_running() && record.network_of().is_none();
     let mut ports = Map::new();
     if running {
         let mut keys: BTreeMap<String, Value> = BTreeMap::new();
@@ -203,7 +208,7 @@ fn summary(record: &Record, now: i64) -> Value {
 }
 
 fn ports(record: &Record) -> Vec<Value> {
-    if !record.state.is_running() {
+    if !record.state.is_running() || record.network_of().is_some() {
         return Vec::new();
     }
     let mut out = Vec::new();

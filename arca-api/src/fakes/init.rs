@@ -86,7 +86,10 @@ impl FakeInit {
 #[tonic::async_trait]
 impl Init for Service {
     async fn get_machine(&self, _: Request<api::GetMachineRequest>) -> Answer<api::GetMachineResponse> {
-        Ok(Response::new(api::GetMachineResponse::default()))
+        let workloads = self.0.workloads.lock().expect("lock").keys().cloned().collect::<Vec<_>>();
+        let status = |workload_id| api::WorkloadStatus { workload_id, ..api::WorkloadStatus::default() };
+        let workloads = workloads.into_iter().map(status).collect();
+        Ok(Response::new(api::GetMachineResponse { workloads, ..api::GetMachineResponse::default() }))
     }
 
     async fn create_workload(
@@ -190,7 +193,11 @@ impl Init for Service {
         Ok(Response::new(api::PauseResponse {}))
     }
 
-    async fn delete_workload(&self, _: Request<api::DeleteWorkloadRequest>) -> Answer<api::DeleteWorkloadResponse> {
+    async fn delete_workload(
+        &self,
+        request: Request<api::DeleteWorkloadRequest>,
+    ) -> Answer<api::DeleteWorkloadResponse> {
+        self.0.workloads.lock().expect("lock").remove(&request.into_inner().workload_id);
         Ok(Response::new(api::DeleteWorkloadResponse {}))
     }
 

@@ -87,6 +87,10 @@ impl Boot for FakeMachines {
         Ok(machine)
     }
 
+    async fn left(&self) -> Result<Vec<String>, String> {
+        Ok(self.machines.lock().expect("lock").keys().cloned().collect())
+    }
+
     async fn release_cgroups(&self, _: &str) -> Result<(), String> {
         Ok(())
     }

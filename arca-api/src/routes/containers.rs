@@ -188,7 +188,9 @@ async fn stop_container(State(engine): Shared, Path(id): Path<String>, query: Qu
 async fn restart(State(engine): Shared, Path(id): Path<String>, query: Query) -> ApiResult<StatusCode> {
     let container = engine.container(&id)?;
     let seconds = stop_options(&id, &query)?;
-    detached(async move { stop::restart(&engine, &container, query.get("signal"), seconds).await }).await?;
+    let within = |error: ApiError| error.within(&format!("Cannot restart container {id}"));
+    let restarted = async move { stop::restart(&engine, &container, query.get("signal"), seconds).await };
+    detached(restarted).await.map_err(within)?;
     Ok(StatusCode::NO_CONTENT)
 }
 
