@@ -97,6 +97,7 @@ class Client:
         connection = Connection(self.socket)
         sent = {"Content-Type": "application/json"} if body is not None and headers is None else dict(headers or {})
         try:
+            body = body.encode() if body is not None else None
             connection.request(method, urllib.parse.quote(path, safe=SAFE), body=body, headers=sent)
             answer = connection.getresponse()
             kind = answer.getheader("Content-Type", "")

@@ -11,6 +11,8 @@ use axum::{
 };
 use serde_json::json;
 
+use crate::http::frame::Bare;
+
 /// What every handler returns.
 pub type ApiResult<T> = Result<T, ApiError>;
 
@@ -69,7 +71,12 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        (self.status, Json(json!({ "message": self.message }))).into_response()
+        let unknown_path = self.message == "page not found";
+        let mut response = (self.status, Json(json!({ "message": self.message }))).into_response();
+        if unknown_path {
+            response.extensions_mut().insert(Bare);
+        }
+        response
     }
 }
 

@@ -56,7 +56,7 @@ struct Pool {
 #[serde(rename_all = "PascalCase", default)]
 struct Ipam {
     driver: String,
-    options: BTreeMap<String, String>,
+    options: Option<BTreeMap<String, String>>,
     config: Vec<Pool>,
 }
 
@@ -105,7 +105,8 @@ impl From<CreateRequest> for netd::CreateNetworkRequest {
             enable_ipv4: request.enable_ipv4,
             enable_ipv6: request.enable_ipv6,
             ipam_driver: request.ipam.driver,
-            ipam_options: request.ipam.options.into_iter().collect(),
+            ipam_options_given: request.ipam.options.is_some(),
+            ipam_options: request.ipam.options.unwrap_or_default().into_iter().collect(),
             ipam_pools: pools.collect(),
             options: request.options.into_iter().collect(),
             labels: request.labels.into_iter().collect(),
@@ -122,12 +123,12 @@ fn sorted<V: Clone>(map: &std::collections::HashMap<String, V>) -> BTreeMap<Stri
 /// Docker's shape of a network; `containers` only where inspect asks.
 fn to_json(network: &netd::Network, containers: &Map<String, Value>) -> Value {
     let spec = network.spec.clone().unwrap_or_default();
-    // Docker shows the IPv4 pools first.
-    let (v6, v4): (Vec<_>, Vec<_>) = network.pools.iter().partition(|pool| pool.subnet.contains(':'));
-    let pools: Vec<Value> = v4
+    // Docker shows what was given before what was allocated, IPv4 before IPv6.
+    let mut shown: Vec<_> = network.pools.iter().enumerate().collect();
+    shown.sort_by_key(|(at, pool)| (*at >= spec.ipam_pools.len(), pool.subnet.contains(':')));
+    let pools: Vec<Value> = shown
         .into_iter()
-        .chain(v6)
-        .map(|pool| {
+        .map(|(_, pool)| {
             let mut out = Map::new();
             for (key, value) in [("Subnet", &pool.subnet), ("IPRange", &pool.ip_range), ("Gateway", &pool.gateway)] {
                 if !value.is_empty() {
@@ -140,7 +141,7 @@ fn to_json(network: &netd::Network, containers: &Map<String, Value>) -> Value {
             Value::Object(out)
         })
         .collect();
-    let without_addresses = matches!(spec.driver.as_str(), "host" | "null") && !spec.config_only;
+    let without_addresses = matches!(spec.driver.as_str(), "host" | "null") && pools.is_empty();
     let ipam_driver = if spec.ipam_driver.is_empty() { "default" } else { &spec.ipam_driver };
     let scope = if spec.scope.is_empty() { "local" } else { &spec.scope };
     json!({
@@ -153,8 +154,7 @@ fn to_json(network: &netd::Network, containers: &Map<String, Value>) -> Value {
         "EnableIPv6": network.enable_ipv6,
         "IPAM": {
             "Driver": ipam_driver,
-            // Every client sends an empty map; only the built-in networks have none.
-            "Options": if network.predefined { Value::Null } else { json!(sorted(&spec.ipam_options)) },
+            "Options": if spec.ipam_options_given { json!(sorted(&spec.ipam_options)) } else { Value::Null },
             "Config": if without_addresses { Value::Null } else { json!(pools) },
         },
         "Internal": spec.internal,
@@ -269,7 +269,16 @@ async fn create(State(engine): Shared, headers: HeaderMap, request_body: Body) -
 
 async fn remove_one(engine: &Engine, id: &str) -> ApiResult<String> {
     let request = netd::RemoveNetworkRequest { name_or_id: id.to_owned() };
-    let removed = engine.netd.clone().remove_network(request).await?.into_inner();
+    let removed = engine.netd.clone().remove_network(request).await.map_err(|status| {
+        // Here Docker tells the same fault in other words.
+        match status.message().split_once(" matches found based on ID prefix: ") {
+            Some((count, _)) => {
+                ApiError::bad_request(format!("network {id} is ambiguous ({count} matches found based on ID prefix)"))
+            }
+            None => status.into(),
+        }
+    })?;
+    let removed = removed.into_inner();
     emit(engine, "destroy", &removed.id, &removed.name, &removed.driver);
     Ok(removed.name)
 }
@@ -292,8 +301,9 @@ async fn prune(State(engine): Shared, query: Query) -> ApiResult<Json<Value>> {
         let labels = sorted(&network.spec.clone().unwrap_or_default().labels);
         let excluded = !filters.values("label!").is_empty() && filters.labels("label!", &labels);
         let young = until.is_some_and(|until| network.created_at_ns >= until);
-        if network.predefined || !network.endpoints.is_empty() || young || excluded || !filters.labels("label", &labels)
-        {
+        // What others may copy has no endpoints by nature.
+        let kept = network.predefined || network.spec.as_ref().is_some_and(|spec| spec.config_only);
+        if kept || !network.endpoints.is_empty() || young || excluded || !filters.labels("label", &labels) {
             continue;
         }
         let engine = engine.clone();
@@ -382,7 +392,7 @@ mod tests {
                 "Labels"
             ]
         );
-        assert_eq!(text["IPAM"], json!({"Driver": "default", "Options": {}, "Config": [{"Subnet": "10.0.0.0/8"}]}));
+        assert_eq!(text["IPAM"], json!({"Driver": "default", "Options": null, "Config": [{"Subnet": "10.0.0.0/8"}]}));
         assert_eq!((&text["Options"], &text["Labels"]), (&json!({}), &json!({})));
     }
 }

@@ -218,9 +218,8 @@ fn bridge_name(spec: &Spec, state: &State, context: &Context) -> Result<()> {
     if matches!(name.as_str(), "." | "..") || name.contains(['/', ':']) || name.contains(char::is_whitespace) {
         return Err(Error::Failed("invalid argument".into()));
     }
-    let other = state.networks.values().find(|other| {
-        other.kind != Kind::Config && other.spec.options.get(KEY) == Some(name)
-    });
+    let other =
+        state.networks.values().find(|other| other.kind != Kind::Config && other.spec.options.get(KEY) == Some(name));
     other.map_or(Ok(()), |other| {
         Err(Error::Forbidden(format!(
             "cannot create network {} ({name}): conflicts with network {} ({name}): networks have same bridge name",

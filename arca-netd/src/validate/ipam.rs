@@ -35,7 +35,7 @@ pub fn check(entries: &[ShownPool], enable_ipv6: bool) -> Result<Pools> {
     let mut faults = Vec::new();
     let mut parsed = Vec::new();
     for entry in entries {
-        parsed.extend(parse(entry, &mut faults));
+        parsed.extend(parse(entry, enable_ipv6, &mut faults));
     }
     if !faults.is_empty() {
         return Err(Error::Invalid(joined("invalid network config:", &faults)));
@@ -49,14 +49,12 @@ pub fn check(entries: &[ShownPool], enable_ipv6: bool) -> Result<Pools> {
                 }
                 pools.v4 = Some(pool_v4(subnet, &entry)?);
             }
-            IpNet::V6(subnet) if enable_ipv6 => {
+            IpNet::V6(subnet) => {
                 if let Some(first) = &pools.v6 {
                     return Err(second(crate::pools::overlap_v6(&first.subnet, &subnet)));
                 }
                 pools.v6 = Some(pool_v6(subnet, &entry)?);
             }
-            // Shown in the network's IPAM, otherwise without effect.
-            IpNet::V6(_) => {}
         }
     }
     Ok(pools)
@@ -69,11 +67,22 @@ fn second(overlaps: bool) -> Error {
 /// 403 when a subnet shares addresses with another network's.
 pub const OVERLAP: &str = "invalid pool request: Pool overlaps with other one on this address space";
 
-fn parse(entry: &ShownPool, faults: &mut Vec<String>) -> Option<Entry> {
-    let Ok(subnet) = entry.subnet.parse::<IpNet>() else {
+/// An address and a prefix length, neither with leading zeros: `10.07.0.0/16` may mean octal elsewhere.
+fn cidr(text: &str) -> Option<IpNet> {
+    let (address, length) = text.split_once('/')?;
+    let plain = length.bytes().all(|byte| byte.is_ascii_digit()) && (length == "0" || !length.starts_with('0'));
+    IpNet::new(address.parse().ok()?, length.parse().ok().filter(|_| plain)?).ok()
+}
+
+fn parse(entry: &ShownPool, enable_ipv6: bool, faults: &mut Vec<String>) -> Option<Entry> {
+    let Some(subnet) = cidr(&entry.subnet) else {
         faults.push(format!("invalid subnet {}: invalid CIDR block notation", entry.subnet));
         return None;
     };
+    if matches!(subnet, IpNet::V6(_)) && !enable_ipv6 {
+        // Docker does not look at what has no effect.
+        return None;
+    }
     let mut fault = |text: String| faults.push(text);
     if subnet != subnet.trunc() {
         fault(format!("invalid subnet {subnet}: it should be {}", subnet.trunc()));
@@ -109,7 +118,7 @@ fn family(parent: IpNet) -> String {
 
 fn range(text: &str, parent: IpNet, fault: &mut impl FnMut(String)) -> Option<IpNet> {
     let mut refuse = |problem: String| fault(format!("invalid ip-range {text}: {problem}"));
-    let Ok(range) = text.parse::<IpNet>() else {
+    let Some(range) = cidr(text) else {
         refuse("invalid CIDR block notation".into());
         return None;
     };
@@ -117,12 +126,13 @@ fn range(text: &str, parent: IpNet, fault: &mut impl FnMut(String)) -> Option<Ip
         refuse(family(parent));
         return None;
     }
+    if range.prefix_len() < parent.prefix_len() {
+        refuse(format!("CIDR block is bigger than its parent subnet {parent}"));
+    }
     if range != range.trunc() {
         refuse(format!("it should be {}", range.trunc()));
     }
-    if range.prefix_len() < parent.prefix_len() {
-        refuse(format!("CIDR block is bigger than its parent subnet {parent}"));
-    } else if !parent.contains(&range.network()) {
+    if !parent.contains(&range.network()) && !range.contains(&parent.network()) {
         refuse(format!("parent subnet {parent} doesn't contain ip-range"));
     }
     Some(range.trunc())
@@ -135,8 +145,10 @@ fn pool_v4(subnet: Ipv4Net, entry: &Entry) -> Result<PoolV4> {
     };
     let gateway = match entry.gateway {
         Some(IpAddr::V4(gateway)) => gateway,
-        // Of the range when that starts where the subnet starts, which comes to the same.
-        _ => first_host(subnet),
+        // The first that can be given out: of the range, if there is one.
+        _ => {
+            range.map(|range| range.network()).filter(|first| *first != subnet.network()).unwrap_or(first_host(subnet))
+        }
     };
     if !(8..=30).contains(&subnet.prefix_len()) {
         return Err(Error::Unsupported(format!(
@@ -144,7 +156,7 @@ fn pool_v4(subnet: Ipv4Net, entry: &Entry) -> Result<PoolV4> {
         )));
     }
     if gateway == subnet.network() || gateway == subnet.broadcast() {
-        return Err(Error::Forbidden("Address already in use".into()));
+        return Err(Error::Failed(format!("failed to allocate gateway ({gateway}): Address already in use")));
     }
     let mut pool = default_v4(subnet, gateway, true);
     if let Some(range) = range {
@@ -231,6 +243,7 @@ mod tests {
                 entry("10.77.0.0/16", "10.0.0.0/8", ""),
                 "invalid ip-range 10.0.0.0/8: CIDR block is bigger than its parent subnet 10.77.0.0/16",
             ),
+            (entry("10.077.0.0/16", "", ""), "invalid subnet 10.077.0.0/16: invalid CIDR block notation"),
             (
                 entry("10.77.0.0/16", "10.78.0.0/24", ""),
                 "invalid ip-range 10.78.0.0/24: parent subnet 10.77.0.0/16 doesn't contain ip-range",
@@ -281,7 +294,16 @@ mod tests {
         assert_eq!(v4.gateway, Ipv4Addr::new(10, 1, 0, 1));
         assert!(!v4.is_host(Ipv4Addr::new(10, 1, 0, 0)) && !v4.is_host(Ipv4Addr::new(10, 1, 0, 255)));
         assert!(!v4.is_host(v4.gateway) && v4.is_host(Ipv4Addr::new(10, 1, 0, 2)));
-        assert_eq!(check(&[entry("fd00::/64", "", "")], false).unwrap(), Pools::default());
+        let ranged = check(&[entry("10.1.0.0/16", "10.1.9.0/24", "")], false).unwrap().v4.unwrap();
+        assert_eq!(ranged.gateway, Ipv4Addr::new(10, 1, 9, 0));
+        let first = check(&[entry("10.1.0.0/16", "10.1.0.0/24", "")], false).unwrap().v4.unwrap();
+        assert_eq!(first.gateway, Ipv4Addr::new(10, 1, 0, 1));
+        let broadcast = entry("10.77.0.0/16", "", "10.77.255.255");
+        assert_eq!(refusal(&[broadcast]), "failed to allocate gateway (10.77.255.255): Address already in use");
+        // What has no effect is not looked at.
+        for (subnet, range, gateway) in [("fd00::/64", "", ""), ("fd00::5/64", "10.0.0.0/8", "zz")] {
+            assert_eq!(check(&[entry(subnet, range, gateway)], false).unwrap(), Pools::default());
+        }
         assert!(check(&[entry("fd00::/64", "", "")], true).unwrap().v6.is_some());
         assert!(matches!(check(&[entry("fd00::/80", "", "")], true), Err(Error::Unsupported(_))));
     }
