@@ -19,7 +19,13 @@ pub async fn run(paths: &Paths, shutdown: Shutdown) -> anyhow::Result<()> {
     let service = Service::new(links, publisher, shutdown.clone());
     tracing::info!(socket = %paths.relayd_socket().display(), "serving");
     let routes = Routes::new(RelayServer::from_arc(service.clone()));
-    serve::serve(listener, routes, &["arca.relay.v1.Relay"], shutdown).await?;
+    let neighbours = tokio::spawn({
+        let service = service.clone();
+        async move { service.follow_neighbours().await }
+    });
+    let served = serve::serve(listener, routes, &["arca.relay.v1.Relay"], shutdown).await;
+    neighbours.abort();
+    served?;
     service.close().await;
     Ok(())
 }

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The command line: `serve` runs the daemon, `links` shows what a running one carries.
+//! The command line: `serve` runs the daemon, `links` and `ports` show what a running one carries.
+
+mod ports;
 
 use std::{fmt::Write as _, io::Write as _};
 
@@ -10,8 +12,8 @@ use arca_daemon::{
 };
 use arca_proto::{
     dial::{Address, unix_channel},
-    hello::Offloads,
-    relay::v1::{Link, ListLinksRequest, link::State, relay_client::RelayClient},
+    hello::{Carrier, Offloads},
+    relay::v1::{Link, ListLinksRequest, ListPublicationsRequest, link::State, relay_client::RelayClient},
     tap::v1::Counters,
 };
 use clap::{Parser, Subcommand};
@@ -37,6 +39,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// List the published ports of the running arca-relayd.
+    Ports {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Does what the command line says.
@@ -58,7 +66,21 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
             served
         }
         Command::Links { json } => runtime.block_on(links(&arguments.common.load()?, json)),
+        Command::Ports { json } => runtime.block_on(ports(&arguments.common.load()?, json)),
     }
+}
+
+async fn ports(config: &Config, as_json: bool) -> anyhow::Result<()> {
+    let socket = config.paths.relayd_socket();
+    let answer = RelayClient::new(unix_channel(&socket)).list_publications(ListPublicationsRequest {}).await;
+    let answer = answer.with_context(|| format!("ask arca-relayd at {} (is it running?)", socket.display()))?;
+    let publications = answer.into_inner().publications;
+    let text = if as_json {
+        serde_json::to_string_pretty(&ports::json(&publications))? + "\n"
+    } else {
+        ports::table(&publications)
+    };
+    std::io::stdout().write_all(text.as_bytes()).context("print")
 }
 
 async fn links(config: &Config, as_json: bool) -> anyhow::Result<()> {

@@ -33,6 +33,11 @@ impl Service {
         Arc::new(Self { links, publisher, shutdown })
     }
 
+    /// See [`Publisher::follow_neighbours`].
+    pub(crate) async fn follow_neighbours(&self) {
+        self.publisher.follow_neighbours().await;
+    }
+
     /// The end of the daemon.
     pub(crate) async fn close(&self) {
         self.links.close_all().await;

@@ -188,6 +188,25 @@ impl Publisher {
         rules.map_err(|source| PublishError::Redirect { id: id.to_owned(), source }.into())
     }
 
+    /// Follows neighbours' changes of the host's packet filter, which may be in the way of redirected clients or cease
+    /// to be. Ends only where there is nothing to follow; run it as a task.
+    pub async fn follow_neighbours(&self) {
+        let changes = self.state.lock().await.redirects.changes();
+        let followed = match changes {
+            Ok(mut changes) => loop {
+                match changes.next().await {
+                    Ok(()) => {}
+                    Err(error) => break error,
+                }
+                if let Err(error) = self.state.lock().await.redirects.reconsider().await {
+                    tracing::warn!("{:#}", anyhow::Error::new(error).context("look for a neighbour's firewall"));
+                }
+            },
+            Err(error) => error,
+        };
+        tracing::warn!(error = %followed, "a firewall's changes are noticed only when ports are published");
+    }
+
     /// All publications by id.
     pub async fn list(&self) -> Vec<proto::Publication> {
         let state = self.state.lock().await;

@@ -8,9 +8,15 @@
 //!
 //! Redirected packets are forwarded. Where a neighbour (a firewall, another engine) drops forwarded packets by policy,
 //! the rules would lose clients that the listener can serve, so there are none then, and `way` says why. This is looked
-//! at whenever the rules change.
+//! at whenever these rules or anybody's chains of nftables change. Connections of a rule that goes are cut ([`conntrack`]);
+//! when this process ends they are not: it comes back, and they have nothing to do with it.
+
+mod changes;
+mod conntrack;
+mod netlink;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::process::Command;
 
@@ -19,6 +25,8 @@ use serde_json::{Value, json};
 use tokio::task::{JoinError, spawn_blocking};
 
 use super::wanted::Protocol;
+pub(super) use changes::Changes;
+use conntrack::Flow;
 
 /// Why the rules could not be changed.
 #[derive(Debug, thiserror::Error)]
@@ -87,9 +95,29 @@ impl Redirects {
     /// Removes the rule of a publication, if it has one.
     pub(super) async fn remove(&mut self, id: &str) -> Result<(), RedirectError> {
         match self.wanted.remove(id) {
-            Some(Wish::Rule(_)) => self.apply().await,
+            Some(Wish::Rule(rule)) => {
+                let applied = self.apply().await;
+                cut(vec![rule]).await;
+                applied
+            }
             Some(Wish::Never(_)) | None => Ok(()),
         }
+    }
+
+    /// Whether a neighbour is in the way, or no longer, after it changed something.
+    pub(super) async fn reconsider(&mut self) -> Result<(), RedirectError> {
+        if !self.wanted.values().any(|wish| matches!(wish, Wish::Rule(_))) {
+            return Ok(());
+        }
+        match spawn_blocking(obstacle).await?? {
+            now if now == self.obstacle => Ok(()),
+            _ => self.apply().await,
+        }
+    }
+
+    /// News of neighbours' changes.
+    pub(super) fn changes(&self) -> io::Result<Changes> {
+        Changes::open(&self.table)
     }
 
     /// Removes all rules.
@@ -117,7 +145,7 @@ impl Redirects {
         if rules.is_empty() && !self.present {
             return Ok(());
         }
-        let table = self.table.clone();
+        let (table, before) = (self.table.clone(), rules.clone());
         let done = spawn_blocking(move || {
             let obstacle = if rules.is_empty() { None } else { obstacle()? };
             if obstacle.is_some() {
@@ -131,9 +159,23 @@ impl Redirects {
             && self.obstacle.as_ref() != Some(why)
         {
             tracing::warn!("published ports are served by their listeners only: {why}");
+            // They would go on being redirected, to be dropped.
+            cut(before).await;
+        } else if obstacle.is_none() && self.obstacle.is_some() {
+            tracing::info!("clients of published ports are redirected in the kernel again");
         }
         (self.obstacle, self.present) = (obstacle, present);
         Ok(())
+    }
+}
+
+/// Ends connections that these rules redirected. Failure leaves them to end by themselves.
+async fn cut(rules: Vec<Rule>) {
+    let done = spawn_blocking(move || conntrack::forget(|flow| rules.iter().any(|rule| rule.made(flow)))).await;
+    match done {
+        Ok(Ok(count)) => tracing::debug!(count, "redirected connections are cut"),
+        Ok(Err(error)) => tracing::warn!(%error, "redirected connections go on (no connection tracking by netlink?)"),
+        Err(error) => tracing::debug!(%error, "redirected connections go on"),
     }
 }
 
@@ -204,6 +246,17 @@ fn ruleset(name: &str, rules: &[Rule]) -> Value {
 }
 
 impl Rule {
+    /// Whether a connection is one that this rule redirected.
+    fn made(&self, flow: &Flow) -> bool {
+        // IANA, protocol numbers.
+        let number = match self.protocol {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+        };
+        let to_host = self.host.is_unspecified() || *flow.asked.ip() == self.host;
+        to_host && flow.protocol == number && flow.asked.port() == self.port && flow.served == self.vip
+    }
+
     fn command(&self, table: &str) -> Value {
         let compare = |op: &str, left: Value, right: Value| json!({"match": {"op": op, "left": left, "right": right}});
         let field = |protocol: &str, name: &str| json!({"payload": {"protocol": protocol, "field": name}});

@@ -2,6 +2,7 @@
 //! No kernel way: the listener serves everybody. For hosts other than Linux.
 
 use std::convert::Infallible;
+use std::io;
 use std::net::{IpAddr, SocketAddrV4};
 
 use super::wanted::Protocol;
@@ -33,7 +34,25 @@ impl Redirects {
         Ok(())
     }
 
+    pub(super) async fn reconsider(&mut self) -> Result<(), RedirectError> {
+        Ok(())
+    }
+
+    pub(super) fn changes(&self) -> io::Result<Changes> {
+        Ok(Changes)
+    }
+
     pub(super) fn way(&self, id: &str) -> String {
         if self.0.contains(id) { "listener (this system has no nftables)" } else { "listener" }.to_owned()
+    }
+}
+
+/// Nobody's changes matter here.
+#[derive(Debug)]
+pub(super) struct Changes;
+
+impl Changes {
+    pub(super) async fn next(&mut self) -> io::Result<()> {
+        std::future::pending().await
     }
 }

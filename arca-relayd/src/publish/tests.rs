@@ -411,6 +411,62 @@ fn the_kernel_way_keeps_the_clients_address_and_gives_way_to_a_neighbours_firewa
 }
 
 #[test]
+fn a_neighbours_changes_are_noticed_and_connections_of_rules_that_go_are_cut() {
+    in_namespace(|| async {
+        let (_gateway, client) = three_hosts();
+        let publisher = Arc::new(publisher());
+        let vip = SocketAddr::from((Ipv4Addr::new(192, 168, 127, 2), 80));
+        let web = PublishRequest { kernel_redirect: true, ..request("web", P::Tcp, V4, 18_081, vip) };
+        assert_eq!(publisher.publish(web).await.unwrap().way, "nftables+listener");
+        let host = SocketAddr::from(([198, 51, 100, 1], 18_081));
+        // Established, and in the kernel's hands.
+        let open = || {
+            client.call(move || {
+                let mut stream = Std::connect_timeout(&host, Duration::from_secs(5)).unwrap();
+                stream.set_read_timeout(PATIENCE).unwrap();
+                stream.write_all(b"a").unwrap();
+                stream
+            })
+        };
+        // Cut means told so by the host: neither left hanging nor carried on.
+        let is_cut = |mut stream: Std| {
+            // The first reset comes as the answer to something sent.
+            let _ = stream.write_all(b"b").and_then(|()| stream.shutdown(std::net::Shutdown::Write));
+            let mut text = String::new();
+            stream.read_to_string(&mut text).is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
+        };
+        let way = async |starts: &str| {
+            let waited = tokio::time::timeout(Duration::from_secs(5), async {
+                while !publisher.list().await[0].way.starts_with(starts) {
+                    tokio::task::yield_now().await;
+                }
+            });
+            waited.await.unwrap_or_else(|_| panic!("the way does not become {starts:?}"));
+        };
+        let follower = tokio::spawn({
+            let publisher = Arc::clone(&publisher);
+            async move { publisher.follow_neighbours().await }
+        });
+        // Until the follower listens there is nobody to notice: the first neighbour comes again and again.
+        let neighbour = "nft 'add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }'";
+        let before = open();
+        let deadline = std::time::Instant::now() + Duration::from_secs(5);
+        while !publisher.list().await[0].way.starts_with("listener (chain FORWARD") {
+            assert!(std::time::Instant::now() < deadline, "the neighbour is not noticed");
+            run(&format!("{neighbour}; nft delete table ip filter; {neighbour}"));
+            tokio::task::yield_now().await;
+        }
+        assert!(spawn_blocking(move || is_cut(before)).await.unwrap());
+        run("nft delete table ip filter");
+        way("nftables").await;
+        let before = open();
+        publisher.unpublish("web").await.unwrap();
+        assert!(spawn_blocking(move || is_cut(before)).await.unwrap());
+        follower.abort();
+    });
+}
+
+#[test]
 fn rules_of_a_killed_process_are_removed_at_start_and_others_are_not() {
     in_namespace(|| async {
         run(

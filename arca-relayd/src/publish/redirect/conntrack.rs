@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Redirected connections that outlive their rule: the kernel translates a connection as it first did, whatever became
+//! of the rules. Those of a rule that goes are forgotten, so that their next packet meets the host as it is then: it is
+//! refused, or comes to whoever has the port. Layout: Linux, include/uapi/linux/netfilter/nfnetlink_conntrack.h.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use nix::libc;
+
+use super::netlink::{ACK, DUMP, Requests, attribute, put};
+
+const SUBSYSTEM: u16 = 1 << 8;
+const GET: u16 = SUBSYSTEM | 1;
+const DELETE: u16 = SUBSYSTEM | 2;
+const ORIGINAL: u16 = 1;
+const REPLY: u16 = 2;
+const ID: u16 = 12;
+const ZONE: u16 = 18;
+const NESTED: u16 = 0x8000;
+const TUPLE_IP: u16 = 1;
+const TUPLE_PROTOCOL: u16 = 2;
+const IP_V4_SOURCE: u16 = 1;
+const IP_V4_TARGET: u16 = 2;
+const PROTOCOL_NUMBER: u16 = 1;
+const PROTOCOL_SOURCE: u16 = 2;
+const PROTOCOL_TARGET: u16 = 3;
+
+/// A tracked connection of TCP or UDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Flow {
+    /// IP protocol number.
+    pub(super) protocol: u8,
+    /// Where the client sent to.
+    pub(super) asked: SocketAddrV4,
+    /// Who answers.
+    pub(super) served: SocketAddrV4,
+}
+
+/// Forgets the IPv4 connections that `stale` picks; how many. Blocks.
+///
+/// # Errors
+/// No connection tracking in this kernel, or no privileges.
+pub(super) fn forget(stale: impl Fn(&Flow) -> bool) -> io::Result<usize> {
+    let requests = Requests::open()?;
+    let family = u8::try_from(libc::AF_INET).map_err(io::Error::other)?;
+    let mut found = Vec::new();
+    requests.ask(GET, DUMP, family, &[], |attributes| {
+        if flow(attributes).is_some_and(|flow| stale(&flow)) {
+            found.push(handle(attributes));
+        }
+    })?;
+    for handle in &found {
+        match requests.ask(DELETE, ACK, family, handle, |_| {}) {
+            // It ended by itself.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            done => done?,
+        }
+    }
+    Ok(found.len())
+}
+
+fn flow(attributes: &[u8]) -> Option<Flow> {
+    let (original, reply) = (attribute(attributes, ORIGINAL)?, attribute(attributes, REPLY)?);
+    let number = attribute(attribute(original, TUPLE_PROTOCOL)?, PROTOCOL_NUMBER)?;
+    Some(Flow {
+        protocol: *number.first()?,
+        asked: end(original, IP_V4_TARGET, PROTOCOL_TARGET)?,
+        served: end(reply, IP_V4_SOURCE, PROTOCOL_SOURCE)?,
+    })
+}
+
+fn end(tuple: &[u8], address: u16, port: u16) -> Option<SocketAddrV4> {
+    let address = attribute(attribute(tuple, TUPLE_IP)?, address)?;
+    let port = attribute(attribute(tuple, TUPLE_PROTOCOL)?, port)?;
+    Some(SocketAddrV4::new(Ipv4Addr::from(*address.first_chunk()?), u16::from_be_bytes(*port.first_chunk()?)))
+}
+
+/// What names a connection to the kernel: its first tuple, and its number, so that one which took its place stays.
+fn handle(attributes: &[u8]) -> Vec<u8> {
+    let mut handle = Vec::new();
+    for (kind, flags) in [(ORIGINAL, NESTED), (ID, 0), (ZONE, 0)] {
+        if let Some(value) = attribute(attributes, kind) {
+            put(&mut handle, kind | flags, value);
+        }
+    }
+    handle
+}
