@@ -5,6 +5,8 @@
 //! [`Snapshot`] taken before it is compared. `cargo test -p arca-tests -- NAME` runs one; see `tests/README.md`.
 
 mod bad_input;
+mod clients;
+mod compose;
 mod containers;
 mod daemons;
 mod leak_check;
@@ -23,6 +25,8 @@ type Test = fn() -> anyhow::Result<()>;
 fn tests() -> BTreeMap<String, Test> {
     let modules: &[(&str, &[(&str, Test)])] = &[
         ("bad_input", bad_input::TESTS),
+        ("clients", clients::TESTS),
+        ("compose", compose::TESTS),
         ("containers", containers::TESTS),
         ("daemons", daemons::TESTS),
         ("leak_check", leak_check::TESTS),

@@ -7,6 +7,7 @@
 //! ping-pong and throughput probes; [`story`] is what demo and tests both play.
 #![cfg(target_os = "linux")]
 
+pub mod clients;
 pub mod engine;
 pub mod isolation;
 pub mod leaks;

@@ -97,11 +97,11 @@ pub async fn create(
     if config == ContainerConfig::default() {
         return Err(ApiError::bad_request("config cannot be empty in order to create a container"));
     }
+    // What the image brings is not looked at.
+    config.healthcheck.as_ref().map_or(Ok(()), HealthConfig::validate)?;
     if !name.is_empty() {
         names::check(name)?;
     }
-    // What the image brings is not looked at.
-    config.healthcheck.as_ref().map_or(Ok(()), HealthConfig::validate)?;
     network_mode(&config, &host)?;
     let images = engine.images.clone();
     let reference = config.image.clone();

@@ -60,9 +60,6 @@ impl HealthConfig {
     /// # Errors
     /// 400 with Docker's text.
     pub fn validate(&self) -> ApiResult<()> {
-        if self.test.is_empty() {
-            return Ok(());
-        }
         let short = |duration: i64| duration != 0 && duration < SHORTEST;
         let shortest = go_duration_text(SHORTEST);
         for (name, duration) in [("Interval", self.interval), ("Timeout", self.timeout)] {
@@ -237,7 +234,7 @@ mod tests {
         assert_eq!(check(short).expect_err("short"), "Timeout in Healthcheck cannot be less than 1ms");
         let negative = HealthConfig { retries: -1, ..HealthConfig::default() };
         assert_eq!(check(negative.clone()).expect_err("negative"), "Retries in Healthcheck cannot be negative");
-        assert_eq!(negative.validate(), Ok(()), "without a test nothing is looked at");
+        assert!(negative.validate().is_err(), "without a test too");
         assert_eq!(check(HealthConfig { interval: 1_000_000, ..HealthConfig::default() }), Ok(()));
     }
 }

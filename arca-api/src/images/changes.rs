@@ -4,6 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use super::error::ImageError;
+use crate::docker::{health::HealthConfig, time::go_duration};
 
 /// Applies Dockerfile lines to an empty run configuration.
 pub(super) fn apply(lines: &[String]) -> Result<Value, ImageError> {
@@ -42,6 +43,7 @@ pub(super) fn apply(lines: &[String]) -> Result<Value, ImageError> {
                 let (key, value) = rest.split_once('=').unwrap_or((rest, ""));
                 set(&mut config, "Labels", key.trim_matches('"'), json!(value.trim_matches('"')));
             }
+            "HEALTHCHECK" => insert(&mut config, "Healthcheck", health_check(rest)?),
             _ => return Err(ImageError::Invalid(format!("{upper} is not a valid change command"))),
         }
     }
@@ -56,6 +58,45 @@ fn set(config: &mut Map<String, Value>, map: &str, key: &str, value: Value) {
     if let Some(map) = config.entry(map).or_insert_with(|| json!({})).as_object_mut() {
         map.insert(key.to_owned(), value);
     }
+}
+
+/// `[--interval=… --timeout=… --start-period=… --start-interval=… --retries=…] NONE | CMD …`.
+fn health_check(text: &str) -> Result<Value, ImageError> {
+    let invalid = |text: String| Err(ImageError::Invalid(text));
+    let mut check = HealthConfig::default();
+    let mut rest = text;
+    while let Some(flag) = rest.strip_prefix("--") {
+        let (flag, after) = flag.split_once(char::is_whitespace).unwrap_or((flag, ""));
+        rest = after.trim_start();
+        let (name, value) = flag.split_once('=').unwrap_or((flag, ""));
+        let field = match name {
+            "interval" => &mut check.interval,
+            "timeout" => &mut check.timeout,
+            "start-period" => &mut check.start_period,
+            "start-interval" => &mut check.start_interval,
+            "retries" => &mut check.retries,
+            _ => return invalid(format!("unknown flag: --{name}")),
+        };
+        let number = if name == "retries" { value.parse().ok() } else { go_duration(value) };
+        let Some(number) = number.filter(|number| *number >= 0) else {
+            return invalid(format!("invalid value \"{value}\" for flag --{name}"));
+        };
+        *field = number;
+    }
+    let (kind, words) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
+    let words = words.trim();
+    check.test = match (kind.to_uppercase().as_str(), words) {
+        ("NONE", "") => vec!["NONE".to_owned()],
+        ("NONE", _) => return invalid("HEALTHCHECK NONE takes no arguments".into()),
+        ("CMD", "") => return invalid("missing command after HEALTHCHECK CMD".into()),
+        ("CMD", line) => match serde_json::from_str::<Vec<String>>(line) {
+            Ok(list) => ["CMD".to_owned()].into_iter().chain(list).collect(),
+            Err(_) => vec!["CMD-SHELL".to_owned(), line.to_owned()],
+        },
+        (kind, _) => return invalid(format!("unknown type \"{kind}\" in HEALTHCHECK (try CMD)")),
+    };
+    check.validate().map_err(|error| ImageError::Invalid(error.message))?;
+    Ok(json!(check))
 }
 
 /// A JSON list is the command itself, anything else goes to a shell.
@@ -80,6 +121,18 @@ mod tests {
                    "Labels": {"x": "y"}, "Entrypoint": ["/bin/sh", "-c", "echo hi"]})
         );
         assert!(apply(&["FROM x".to_owned()]).is_err());
+        let health = |line: &str| apply(&[format!("HEALTHCHECK {line}")]).map(|config| config["Healthcheck"].clone());
+        assert_eq!(
+            health("--interval=2s  --retries=5 CMD test -e /ok").expect("valid"),
+            json!({"Test": ["CMD-SHELL", "test -e /ok"], "Interval": 2_000_000_000, "Retries": 5})
+        );
+        assert_eq!(health("cmd [\"a\", \"b\"]").expect("valid"), json!({"Test": ["CMD", "a", "b"]}));
+        assert_eq!(health("NONE").expect("valid"), json!({"Test": ["NONE"]}));
+        for bad in
+            ["NONE x", "CMD", "what", "--zz=1 NONE", "--interval=x NONE", "--retries=-1 NONE", "--interval=1us NONE"]
+        {
+            assert!(health(bad).is_err(), "{bad}");
+        }
         assert!(apply(&["CMD".to_owned()]).is_err());
     }
 }
