@@ -87,6 +87,7 @@ pub fn build(
         events: Bus::default(),
         cgroup_parent: paths.cgroup_parent(),
         id: format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]),
+        hosts: tokio::sync::Mutex::default(),
         attached: Mutex::new(BTreeSet::new()),
         paths,
     };

@@ -48,6 +48,8 @@ pub struct Engine {
     pub cgroup_parent: String,
     /// Stable identity of this engine (`info`).
     pub id: String,
+    /// Held while hosts files of native networks are brought up to date.
+    pub hosts: tokio::sync::Mutex<()>,
     /// Workloads that arca-netd should know endpoints of.
     pub attached: Mutex<BTreeSet<String>>,
 }

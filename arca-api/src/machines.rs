@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+pub use arca_machine::Network;
 use arca_machine::{Adoption, ContainerSpec, Kind, Machines};
 use arca_proto::{
     dial::{self, Address},
@@ -45,7 +46,7 @@ pub enum Found {
 #[async_trait]
 pub trait Boot: Send + Sync + std::fmt::Debug {
     /// Boots machine `id`; its ports answer when this returns. On failure nothing of it remains.
-    async fn launch(&self, id: &str, host_network: bool) -> Result<Arc<dyn Machine>, String>;
+    async fn launch(&self, id: &str, network: Network) -> Result<Arc<dyn Machine>, String>;
     /// Machines that an earlier arca-api launched and nobody destroyed.
     async fn left(&self) -> Result<Vec<String>, String>;
     /// Finds machine `id` that an earlier arca-api launched.
@@ -129,13 +130,13 @@ impl Machine for arca_machine::Machine {
 
 #[async_trait]
 impl Boot for RealMachines {
-    async fn launch(&self, id: &str, host_network: bool) -> Result<Arc<dyn Machine>, String> {
+    async fn launch(&self, id: &str, network: Network) -> Result<Arc<dyn Machine>, String> {
         let spec = ContainerSpec {
             id: id.to_owned(),
             socket_directory: self.paths.machine_sockets(id),
             state_directory: self.paths.machine(id),
             guest_directory: self.guest_directory.clone(),
-            host_network,
+            network,
             environment: self.environment.clone(),
             log_level: self.log_level.clone(),
             ready_timeout: READY_TIMEOUT,

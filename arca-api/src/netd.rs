@@ -11,6 +11,7 @@ use arca_proto::{
 use tonic::transport::Channel;
 
 use crate::{
+    containers::native,
     docker::network::{EndpointSettings, split_cidr},
     engine::Engine,
 };
@@ -62,6 +63,7 @@ pub async fn keep_in_step(engine: Arc<Engine>) {
                             removed = answer.removed.len(),
                             "arca-netd in step"
                         );
+                        native::refresh_all(&engine, &answer.endpoints).await;
                     }
                     Err(status) => tracing::warn!(error = status.message(), "arca-netd refused the attachments"),
                 }

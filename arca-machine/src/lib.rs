@@ -52,6 +52,17 @@ pub enum Kind {
     Namespace,
 }
 
+/// Where a container machine's interfaces come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// They are the host's (`--network host`).
+    Host,
+    /// arca-tapfwd makes them in a network namespace of the machine's own.
+    Links,
+    /// Somebody outside puts them into a network namespace of the machine's own; no arca-tapfwd runs.
+    Native,
+}
+
 /// A container machine to launch.
 #[derive(Clone, Debug)]
 pub struct ContainerSpec {
@@ -63,8 +74,8 @@ pub struct ContainerSpec {
     pub state_directory: PathBuf,
     /// Where `arca-init` and `arca-tapfwd` lie.
     pub guest_directory: PathBuf,
-    /// Share the host's network namespace (`--network host`); no arca-tapfwd runs then.
-    pub host_network: bool,
+    /// Where its interfaces come from.
+    pub network: Network,
     /// Further environment of arca-init, for example `ARCA_CRUN`.
     pub environment: Vec<(String, String)>,
     /// Log level word or filter of the guest programs.

@@ -190,7 +190,7 @@ mod tests {
         let settings = EndpointSettings { ip_address: "172.18.0.2".into(), ..EndpointSettings::default() };
         let mut record = Record::default();
         record.config.hostname = "web".into();
-        record.networks.insert("n".into(), Attachment { settings, mac_asked: false });
+        record.networks.insert("n".into(), Attachment { settings, ..Attachment::default() });
         record
     }
 

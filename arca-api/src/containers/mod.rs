@@ -29,6 +29,7 @@ pub mod index;
 pub mod logs;
 pub mod mounts;
 pub mod names;
+pub mod native;
 pub mod networks;
 pub mod record;
 pub mod remove;

@@ -7,10 +7,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use arca_proto::netd::v1 as netd;
 
 use crate::{
-    containers::{Container, Record, files, record::Attachment},
+    containers::{Container, Record, files, native, record::Attachment},
     docker::network::EndpointSettings,
     engine::Engine,
-    http::{ApiError, ApiResult},
+    http::{ApiError, ApiResult, frame::ApiVersion},
     machines::Live,
     netd::observe,
 };
@@ -25,7 +25,33 @@ pub fn is_predefined(name: &str) -> bool {
 
 /// 127.0.0.11 answers in this container: it is on a network that a user made.
 pub fn on_user_network(record: &Record) -> bool {
-    record.networks.keys().any(|name| !is_predefined(name))
+    // A native network has no server: its names are in the hosts file.
+    record.networks.iter().any(|(name, network)| !is_predefined(name) && network.backend != "vmnet")
+}
+
+/// Warning of create for `Config.MacAddress`, from version 1.44 on.
+pub const WIDE_MAC: &str =
+    "The container-wide MacAddress field is now deprecated. It should be specified in EndpointsConfig instead.";
+
+/// Takes out what a version of the API did not have yet.
+///
+/// # Errors
+/// 400 for several networks before version 1.44.
+pub fn for_version(version: ApiVersion, wishes: &mut BTreeMap<String, Option<EndpointSettings>>) -> ApiResult<()> {
+    if version < ApiVersion::v1(44) && wishes.len() > 1 {
+        let names = wishes.keys().cloned().collect::<Vec<_>>().join(", ");
+        let text = format!("Container cannot be created with multiple network endpoints: {names}");
+        return Err(ApiError::bad_request(text));
+    }
+    for settings in wishes.values_mut().flatten() {
+        if version < ApiVersion::v1(44) {
+            settings.mac_address.clear();
+        }
+        if version < ApiVersion::v1(48) {
+            settings.gw_priority = 0;
+        }
+    }
+    Ok(())
 }
 
 /// The wishes of create: by network name.
@@ -47,7 +73,6 @@ pub fn wishes(
         let Some(settings) = settings else {
             return Err(ApiError::bad_request(format!("invalid config for network {name}: EndpointsConfig is nil")));
         };
-        check_wish(&name, &settings)?;
         networks.insert(name, Attachment::wished(settings));
     }
     if networks.is_empty() {
@@ -96,21 +121,24 @@ fn check_wish(name: &str, settings: &EndpointSettings) -> ApiResult<()> {
 }
 
 /// Asks arca-netd about the wishes that only it can judge (`--ip` and the like) where the network exists already; where it
-/// does not, start will tell. A container without such wishes is created whether arca-netd answers or not.
+/// does not, start will tell. A container is created whether arca-netd answers or not.
 ///
 /// # Errors
-/// 400 `invalid config for network …`.
+/// 400 `invalid config for network …`, 501 for what the network's backend cannot do.
 pub async fn check_wishes(engine: &Engine, record: &Record) -> ApiResult<()> {
     for (name, wish) in &record.networks {
-        let plain = wish.settings.ipam_config.is_none() && wish.settings.driver_opts.is_none() && !wish.mac_asked;
-        if plain {
+        if matches!(name.as_str(), "host" | "none") {
+            check_wish(name, &wish.settings)?;
             continue;
         }
         let checked = engine.netd.clone().check_attachment(request(record, name, wish, None)).await;
-        if let Err(status) = checked.map_err(ApiError::from)
-            && status.status.as_u16() == 400
-        {
-            return Err(status.within(&format!("invalid config for network {name}")));
+        let Err(error) = checked.map_err(ApiError::from) else { continue };
+        match error.status.as_u16() {
+            400 => return Err(error.within(&format!("invalid config for network {name}"))),
+            // What the network's backend cannot do, in its own words.
+            501 => return Err(error),
+            // Not there yet: what can be told without it.
+            _ => check_wish(name, &wish.settings)?,
         }
     }
     Ok(())
@@ -135,6 +163,9 @@ pub fn request(record: &Record, name: &str, wish: &Attachment, live: Option<&Liv
         mac: if wish.mac_asked { wish.settings.mac_address.clone() } else { String::new() },
         gateway_priority: wish.settings.gw_priority,
         driver_options: wish.settings.driver_opts.clone().unwrap_or_default().into_iter().collect(),
+        publishes: record.host.publish_all_ports || !record.host.port_bindings.is_empty(),
+        beside: record.networks.keys().filter(|other| *other != name).cloned().collect(),
+        ..netd::AttachRequest::default()
     }
 }
 
@@ -168,10 +199,18 @@ pub async fn set_up(engine: &Engine, container: &Container, record: &mut Record,
 }
 
 async fn set_up_all(engine: &Engine, record: &mut Record, live: &Live, exclusive: bool) -> ApiResult<()> {
+    let mut netd = engine.netd.clone();
     if exclusive {
+        // Nothing is made; Docker shows the network and an endpoint all the same.
+        for (name, network) in &mut record.networks {
+            let known = netd.get_network(netd::GetNetworkRequest { name_or_id: name.clone() }).await;
+            if let Ok(known) = known {
+                network.settings.network_id = known.into_inner().id;
+                network.settings.endpoint_id = super::names::new_id();
+            }
+        }
         return Ok(());
     }
-    let mut netd = engine.netd.clone();
     for name in order(record) {
         let wish = record.networks.get(&name).cloned().unwrap_or_default();
         let endpoint = netd.attach(request(record, &name, &wish, Some(live))).await?.into_inner();
@@ -179,7 +218,7 @@ async fn set_up_all(engine: &Engine, record: &mut Record, live: &Live, exclusive
         observe(&mut settings, &endpoint);
         // A network given by id prefix is shown under its name.
         record.networks.remove(&name);
-        record.networks.insert(endpoint.network_name.clone(), Attachment { settings, mac_asked: wish.mac_asked });
+        record.networks.insert(endpoint.network_name.clone(), Attachment { settings, ..wish });
     }
     let bindings = crate::docker::ports::bindings(
         &record.host.port_bindings,
@@ -214,25 +253,28 @@ pub async fn announce(engine: &Engine, container: &Container, record: &Record) {
 pub async fn tear_down(engine: &Engine, container: &Container, record: &mut Record) {
     let request = netd::DetachWorkloadRequest { workload_id: record.id.clone() };
     engine.set_attached(&record.id, false);
-    let exclusive = record.without_endpoints();
-    if !exclusive {
-        match engine.netd.clone().detach_workload(request).await {
-            Ok(_) => {
-                for (name, network) in &record.networks {
-                    if !network.settings.endpoint_id.is_empty() {
-                        emit(engine, container, "disconnect", &network.settings.network_id, name).await;
-                    }
+    let detached = if record.without_endpoints() {
+        Ok(())
+    } else {
+        engine.netd.clone().detach_workload(request).await.map(|_| ())
+    };
+    match detached {
+        Ok(()) => {
+            for (name, network) in &record.networks {
+                if !network.settings.endpoint_id.is_empty() {
+                    emit(engine, container, "disconnect", &network.settings.network_id, name).await;
                 }
             }
-            Err(status) => {
-                tracing::warn!(
-                    container_id = record.id,
-                    error = status.message(),
-                    "endpoints stay until arca-netd is in step"
-                );
-            }
+        }
+        Err(status) => {
+            tracing::warn!(
+                container_id = record.id,
+                error = status.message(),
+                "endpoints stay until arca-netd is in step"
+            );
         }
     }
+    native::refresh(engine, record).await;
     for network in record.networks.values_mut() {
         let mac_asked = network.mac_asked;
         network.settings.clear_observed(mac_asked);
@@ -293,7 +335,8 @@ pub async fn connect(
 ) -> ApiResult<()> {
     let _op = container.ops.lock().await;
     let mut record = container.record();
-    settings.validate()?;
+    // Docker joins the network of this id, if one is given, whatever the path names.
+    let by_id = settings.network_id.clone();
     if settings.links.as_ref().is_some_and(|links| !links.is_empty()) {
         return Err(ApiError::absent("--link"));
     }
@@ -302,22 +345,19 @@ pub async fn connect(
     let live = container.live().filter(|_| record.state.is_running());
     let Some(live) = live else {
         // Stopped: what can be checked is checked, an unknown network is stored all the same.
-        refuse_modes(&record, network)?;
-        let (name, id) = match netd.check_attachment(request(&record, network, &wish, None)).await {
-            Ok(answer) => {
-                let answer = answer.into_inner();
-                (answer.network_name, answer.network_id)
-            }
-            Err(status) if status.code() == tonic::Code::NotFound => (network.to_owned(), String::new()),
+        let (name, known) = match netd.check_attachment(request(&record, network, &wish, None)).await {
+            Ok(answer) => (answer.into_inner().network_name, true),
+            Err(status) if finds_none(&status) => (network.to_owned(), false),
             Err(status) => return Err(status.into()),
         };
         refuse_modes(&record, &name)?;
         let mut wish = wish;
-        wish.settings.network_id = id;
-        wish.settings.dns_names = (!is_predefined(&name)).then(|| dns_names(&record, &wish));
+        // Which network the name means is decided at start.
+        wish.settings.dns_names = (known && !is_predefined(&name)).then(|| dns_names(&record, &wish));
         container.update(engine, |record| record.networks.insert(name, wish)).await?;
         return Ok(());
     };
+    let network = if by_id.is_empty() { network } else { &by_id };
     let known = netd.get_network(netd::GetNetworkRequest { name_or_id: network.to_owned() }).await?.into_inner();
     let name = known.spec.map(|spec| spec.name).unwrap_or_default();
     refuse_modes(&record, &name)?;
@@ -329,7 +369,8 @@ pub async fn connect(
     }
     let mut wish = wish;
     wish.settings.network_id = known.id;
-    let endpoint = netd.attach(request(&record, &name, &wish, Some(&live))).await?.into_inner();
+    let wanted = netd::AttachRequest { dynamic: true, ..request(&record, &name, &wish, Some(&live)) };
+    let endpoint = netd.attach(wanted).await?.into_inner();
     observe(&mut wish.settings, &endpoint);
     record.networks.insert(name.clone(), wish.clone());
     container.update(engine, |record| record.networks.insert(name.clone(), wish)).await?;
@@ -349,6 +390,11 @@ fn dns_names(record: &Record, wish: &Attachment) -> Vec<String> {
     names
 }
 
+/// No network of that name, or several: a stopped container stores the name as it is.
+fn finds_none(status: &tonic::Status) -> bool {
+    status.code() == tonic::Code::NotFound || status.message().ends_with("is ambiguous")
+}
+
 /// `docker network disconnect`.
 ///
 /// # Errors
@@ -356,11 +402,6 @@ fn dns_names(record: &Record, wish: &Attachment) -> Vec<String> {
 pub async fn disconnect(engine: &Arc<Engine>, container: &Arc<Container>, network: &str, force: bool) -> ApiResult<()> {
     let _op = container.ops.lock().await;
     let mut record = container.record();
-    if record.is_host_network() {
-        return Err(ApiError::bad_request(
-            "cannot disconnect container from host network - container was created in host network mode",
-        ));
-    }
     let mut netd = engine.netd.clone();
     let known = netd.get_network(netd::GetNetworkRequest { name_or_id: network.to_owned() }).await;
     let running = record.state.is_running();
@@ -373,14 +414,19 @@ pub async fn disconnect(engine: &Arc<Engine>, container: &Arc<Container>, networ
             let known = known.into_inner();
             (known.id, known.spec.map(|spec| spec.name).unwrap_or_default())
         }
-        Err(status) if force && status.code() == tonic::Code::NotFound => {
-            return Err(ApiError::internal(format!(
-                "container {} is not connected to the network {network}",
-                record.id
-            )));
+        // What is stored may name what is not there any more.
+        Err(_) if !running => (String::new(), network.to_owned()),
+        Err(_) if force => {
+            let text = format!("container {} is not connected to the network {network}", record.id);
+            return Err(ApiError::internal(text));
         }
         Err(status) => return Err(status.into()),
     };
+    if running && record.is_host_network() && name == "host" {
+        return Err(ApiError::bad_request(
+            "cannot disconnect container from host network - container was created in host network mode",
+        ));
+    }
     if !record.networks.contains_key(&name) {
         return Err(not_connected(&name));
     }
@@ -420,7 +466,7 @@ mod tests {
         );
         let aliases = EndpointSettings { aliases: Some(vec!["a".into()]), ..EndpointSettings::default() };
         assert_eq!(
-            wishes("bridge", BTreeMap::from([("bridge".to_owned(), Some(aliases))]), "").expect_err("alias").message,
+            check_wish("bridge", &aliases).expect_err("alias").message,
             "invalid config for network bridge: invalid endpoint settings:\nnetwork-scoped alias is supported only for containers in user defined networks"
         );
         assert_eq!(

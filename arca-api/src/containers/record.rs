@@ -82,13 +82,16 @@ pub struct Attachment {
     pub settings: EndpointSettings,
     /// The MAC address is the user's own, not netd's choice.
     pub mac_asked: bool,
+    /// Which backend carries the network: learnt at each start, "" before the first.
+    #[serde(default)]
+    pub backend: String,
 }
 
 impl Attachment {
     /// A wish not yet fulfilled.
     pub fn wished(settings: EndpointSettings) -> Self {
         let settings = settings.wishes();
-        Self { mac_asked: !settings.mac_address.is_empty(), settings }
+        Self { mac_asked: !settings.mac_address.is_empty(), settings, ..Self::default() }
     }
 }
 

@@ -8,7 +8,7 @@ use arca_proto::init::v1 as init;
 use tonic::Code;
 
 use crate::{
-    containers::{Container, Record, Status, exit, files, health, networks, remove},
+    containers::{Container, Record, Status, exit, files, health, native, networks, remove},
     docker::time::now,
     engine::Engine,
     http::{ApiError, ApiResult},
@@ -84,6 +84,7 @@ async fn start_locked(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiRe
     let mut record = container.record();
     let folder = engine.folder(&record.id);
     remove_if_there(&folder.join("exit.json"))?;
+    native::prepare(engine, &mut record).await?;
     let live = move_in(engine, &mut record).await?;
     record.state.machine.clone_from(&live.id);
     let result = bring_up(engine, container, &mut record, &live).await;
@@ -128,7 +129,7 @@ async fn move_in(engine: &Arc<Engine>, record: &mut Record) -> ApiResult<Live> {
     }
     record.files_of = None;
     let machine = engine.tenants.open(&record.id);
-    match engine.machines.launch(&machine, record.is_host_network()).await {
+    match engine.machines.launch(&machine, native::machine_network(record)).await {
         Ok(launched) => Ok(Live::new(machine, launched)),
         Err(text) => {
             let _ = engine.tenants.leave(&machine, &record.id);
@@ -182,6 +183,7 @@ async fn bring_up(engine: &Arc<Engine>, container: &Arc<Container>, record: &mut
     networks::announce(engine, container, record).await;
     if record.files_of.is_none() {
         files::write_hosts(record, &folder)?;
+        native::refresh(engine, record).await;
     }
     container.clients.serve_waiting(live, &record.id).await;
     let started = init

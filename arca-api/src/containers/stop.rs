@@ -7,7 +7,7 @@ use arca_proto::{init::v1 as init, netd::v1 as netd};
 use tokio::sync::watch;
 
 use crate::{
-    containers::{Container, Phase, Status, health, names, signals, start},
+    containers::{Container, Phase, Status, health, names, native, signals, start},
     engine::Engine,
     http::{ApiError, ApiResult},
     machines::Live,
@@ -237,6 +237,9 @@ pub async fn rename(engine: &Arc<Engine>, container: &Arc<Container>, name: &str
     if let Err(error) = renamed {
         engine.containers.release(&name);
         return Err(error);
+    }
+    if known_to_netd {
+        native::refresh(engine, &container.record()).await;
     }
     engine.containers.release(&old);
     container.emit(engine, "rename", &[("oldName", format!("/{old}"))]);

@@ -14,7 +14,7 @@ use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
     fakes::init::FakeInit,
-    machines::{Boot, Found, Machine},
+    machines::{Boot, Found, Machine, Network},
 };
 
 #[derive(Debug)]
@@ -76,7 +76,7 @@ impl FakeMachines {
 
 #[async_trait]
 impl Boot for FakeMachines {
-    async fn launch(&self, id: &str, _: bool) -> Result<Arc<dyn Machine>, String> {
+    async fn launch(&self, id: &str, _: Network) -> Result<Arc<dyn Machine>, String> {
         let directory = self.root.join(&id[..12]);
         std::fs::create_dir_all(&directory).map_err(|error| error.to_string())?;
         let init = Arc::new(FakeInit::default());

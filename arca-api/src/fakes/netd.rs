@@ -111,7 +111,11 @@ impl Netd for Service {
     async fn check_attachment(&self, request: Request<api::AttachRequest>) -> Answer<api::CheckAttachmentResponse> {
         let found = self.0.find(&request.into_inner().network)?;
         let network_name = found.spec.map(|spec| spec.name).unwrap_or_default();
-        Ok(Response::new(api::CheckAttachmentResponse { network_id: found.id, network_name }))
+        Ok(Response::new(api::CheckAttachmentResponse {
+            backend: found.backend.clone(),
+            network_id: found.id,
+            network_name,
+        }))
     }
 
     async fn attach(&self, request: Request<api::AttachRequest>) -> Answer<api::Endpoint> {

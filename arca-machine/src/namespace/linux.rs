@@ -30,7 +30,7 @@ use self::{
     process::Process,
     spawn::{Program, Step, spawn},
 };
-use crate::{ContainerSpec, Driver, HelperSpec, Machine, MachineError, Record, Role, ready::Ready};
+use crate::{ContainerSpec, Driver, HelperSpec, Machine, MachineError, Network, Record, Role, ready::Ready};
 
 const LOG: &str = "machine.log";
 /// How much of a dead machine's log goes into the error.
@@ -78,7 +78,7 @@ impl Driver for Namespaces {
             format!("--run={sockets}"),
             format!("--log-level={}", spec.log_level),
         ];
-        if !spec.host_network {
+        if spec.network == Network::Links {
             arguments.push(format!("--tapfwd={}", spec.guest_directory.join("arca-tapfwd").display()));
         }
         let boot = Boot {
@@ -89,7 +89,7 @@ impl Driver for Namespaces {
             guest_directory: &spec.guest_directory,
             environment: &spec.environment,
             ready_timeout: spec.ready_timeout,
-            namespaces: if spec.host_network { 0 } else { libc::CLONE_NEWNET },
+            namespaces: if spec.network == Network::Host { 0 } else { libc::CLONE_NEWNET },
             path: &program,
             arguments,
             steps: Vec::new(),

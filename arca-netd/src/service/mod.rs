@@ -78,6 +78,7 @@ impl Netd for Service {
         answer(checked.map(|network| proto::CheckAttachmentResponse {
             network_id: network.id.to_string(),
             network_name: network.name().to_owned(),
+            backend: network.backend().to_owned(),
         }))
     }
 

@@ -109,5 +109,7 @@ pub(super) async fn stop(config: &Config, common: &CommonArgs, all: bool) -> any
 /// Whether machines may still run: their sockets go last.
 pub(super) fn machines_left(config: &Config) -> bool {
     let holds_something = |folder: &Path| std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
-    holds_something(&config.paths.run.join("m")) || holds_something(&config.paths.helper_sockets())
+    holds_something(&config.paths.run.join("m"))
+        || holds_something(&config.paths.helper_sockets())
+        || config.paths.native_marker().exists()
 }

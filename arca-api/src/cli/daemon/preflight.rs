@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use arca_daemon::{
-    config::Config,
+    config::{BackendKind, Config},
     exit::{Failure, Fatal},
 };
 
@@ -42,7 +42,8 @@ pub(super) fn check(config: &Config) -> Result<(), Fatal> {
             ));
         }
     }
-    if !config.helper_root.join("usr/sbin/ovs-vswitchd").exists() {
+    // Where native networks are the default the helper starts when an OVN network is first used, and says then what lacks.
+    if config.network_backend == BackendKind::Ovs && !config.helper_root.join("usr/sbin/ovs-vswitchd").exists() {
         return missing(format!(
             "helper image {} is missing: build it with `./dev image`, or set helperRoot",
             config.helper_root.display()
