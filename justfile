@@ -63,9 +63,14 @@ test *arguments:
 conformance *arguments: build test-image
     ARCA_BIN_DIR={{ target }}/release tests/conformance/run "$@"
 
-# Measure against the budgets (a bench prints, it does not fail)
+# Measure against the budgets (a bench prints, it does not fail); `bench path` compares carriers and peers
 bench *arguments: build test-image
-    ARCA_BIN_DIR={{ target }}/release cargo bench --locked -p arca-tests --bench figures -- "$@"
+    which=figures; if [ "${1-}" = path ]; then which=path; shift; fi; \
+        ARCA_BIN_DIR={{ target }}/release cargo bench --locked -p arca-tests --bench "$which" -- "$@"
+
+# Make the pages of docs/ that are made from the sources
+docs:
+    cargo run --locked --quiet -p arca-api --bin arca -- config reference > docs/configuration.md
 
 # Run the fuzz targets longer than the tests do: seconds for each target
 fuzz seconds="60":

@@ -33,6 +33,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     match arguments.command {
         Command::Serve => runtime.block_on(async {
             let (_trigger, shutdown) = Shutdown::on_signals()?;
+            arguments.common.reload_on_hangup(&config)?;
             arca_api::app::serve(&config, shutdown).await
         }),
     }

@@ -3,7 +3,8 @@
 //!
 //! `config.json` (`//` comments allowed) or `config.toml`, never both. Every key is in [`KEYS`]; an unknown one is an
 //! error that names the nearest. [`load`] runs before any socket is bound and remembers where each value came from,
-//! which is what `arca config show` prints. [`file`] reads the two file forms.
+//! which is what `arca config show` prints. [`file`] reads the two file forms; [`keys`] is the table that the reference in
+//! docs/configuration.md is made from.
 
 use std::{collections::BTreeMap, env, fmt, net::IpAddr, path::PathBuf};
 
@@ -14,41 +15,14 @@ use crate::{
 
 mod args;
 mod file;
+mod keys;
+mod reference;
 mod values;
 
 pub use args::CommonArgs;
+pub use keys::{KEYS, Key};
+pub use reference::reference;
 pub use values::{BackendKind, LinkKind, MachineKind, Prefix};
-
-/// One key of the configuration.
-#[derive(Debug)]
-pub struct Key {
-    /// As in the file, camelCase.
-    pub name: &'static str,
-    /// Environment variable.
-    pub variable: &'static str,
-    /// Shown by `arca config show` and in errors.
-    pub meaning: &'static str,
-}
-
-macro_rules! keys {
-    ($($name:literal $variable:literal $meaning:literal),* $(,)?) => {
-        /// Every key there is.
-        pub const KEYS: &[Key] = &[$(Key { name: $name, variable: $variable, meaning: $meaning }),*];
-    };
-}
-
-keys! {
-    "networkBackend" "ARCA_NETWORK_BACKEND" "backend of plain `docker network create`: ovs or vmnet",
-    "machine" "ARCA_MACHINE" "what containers live in: auto, namespace or vm",
-    "link" "ARCA_LINK" "carrier of frames: auto, stream, tap-fd or cable",
-    "kernelPath" "ARCA_KERNEL_PATH" "kernel of VM machines",
-    "socketPath" "ARCA_SOCKET_PATH" "Docker Engine API socket",
-    "logLevel" "ARCA_LOG_LEVEL" "error, warn, info, debug, trace, or a filter such as arca_netd=debug,info",
-    "uplinkRange" "ARCA_UPLINK_RANGE" "range the helper's uplink network (a /29) is taken from",
-    "dns" "ARCA_DNS" "servers unknown names are forwarded to, comma-separated; empty: those of the host",
-    "guestDirectory" "ARCA_GUEST_DIR" "folder of the guest programs",
-    "helperRoot" "ARCA_HELPER_ROOT" "root file system of the helper machine (namespace kind)",
-}
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,6 +74,8 @@ pub struct Config {
     pub guest_directory: PathBuf,
     /// Root of the namespace helper machine.
     pub helper_root: PathBuf,
+    /// The configuration file that was read.
+    pub file: Option<PathBuf>,
     /// Every key's effective text and source.
     pub effective: BTreeMap<&'static str, (String, Source)>,
 }
@@ -142,7 +118,8 @@ impl Input {
 pub fn load(input: &Input) -> Result<Config, Fatal> {
     let home = input.environment.get("ARCA_HOME").map(|home| absolute(expand(home, input)));
     let mut paths = home.as_deref().map_or_else(|| Paths::default_for(input.root, &input.user_home), Paths::below);
-    let mut raw = file::read(&paths.config)?;
+    let file = file::find(&paths.config)?;
+    let mut raw = file.as_deref().map_or_else(|| Ok(Raw::new()), file::read)?;
     for key in KEYS {
         if let Some(value) = input.environment.get(key.variable) {
             raw.insert(key.name, (value.clone(), Source::Environment(key.variable)));
@@ -171,6 +148,7 @@ pub fn load(input: &Input) -> Result<Config, Fatal> {
         guest_directory: path("guestDirectory"),
         helper_root: path("helperRoot"),
         paths,
+        file,
         effective: raw,
     })
 }

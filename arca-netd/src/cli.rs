@@ -59,6 +59,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve => {
             let config = cli.common.load_and_log()?;
             let (_trigger, shutdown) = Shutdown::on_signals().context("set signal handlers")?;
+            cli.common.reload_on_hangup(&config).context("set signal handlers")?;
             // The socket comes last: whoever can connect finds everything there.
             let app = app::start(&config).await?;
             let listener = serve::bind_daemon_socket(&config.paths.netd_socket())?;

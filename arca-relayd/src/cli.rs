@@ -3,7 +3,11 @@
 
 mod ports;
 
-use std::{fmt::Write as _, io::Write as _};
+use std::{
+    fmt::Write as _,
+    io::Write as _,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use arca_daemon::{
@@ -38,6 +42,12 @@ enum Command {
         /// Print JSON.
         #[arg(long)]
         json: bool,
+        /// Go on, every second with rates, drops and reconnects of that second.
+        #[arg(long, conflicts_with = "json")]
+        watch: bool,
+        /// With --watch: end after so many seconds.
+        #[arg(long, requires = "watch", value_name = "SECONDS")]
+        count: Option<u64>,
     },
     /// List the published ports of the running arca-relayd.
     Ports {
@@ -59,13 +69,15 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
             let config = arguments.common.load_and_log()?;
             let served = runtime.block_on(async {
                 let (_trigger, shutdown) = Shutdown::on_signals().context("set signal handlers")?;
+                arguments.common.reload_on_hangup(&config).context("set signal handlers")?;
                 crate::app::run(&config.paths, shutdown).await
             });
             // What is still open ends with the process.
             runtime.shutdown_background();
             served
         }
-        Command::Links { json } => runtime.block_on(links(&arguments.common.load()?, json)),
+        Command::Links { watch: true, count, .. } => runtime.block_on(watch(&arguments.common.load()?, count)),
+        Command::Links { json, .. } => runtime.block_on(links(&arguments.common.load()?, json)),
         Command::Ports { json } => runtime.block_on(ports(&arguments.common.load()?, json)),
     }
 }
@@ -83,11 +95,67 @@ async fn ports(config: &Config, as_json: bool) -> anyhow::Result<()> {
     std::io::stdout().write_all(text.as_bytes()).context("print")
 }
 
-async fn links(config: &Config, as_json: bool) -> anyhow::Result<()> {
+async fn list(config: &Config) -> anyhow::Result<Vec<Link>> {
     let socket = config.paths.relayd_socket();
     let answer = RelayClient::new(unix_channel(&socket)).list_links(ListLinksRequest {}).await;
     let links = answer.with_context(|| format!("ask arca-relayd at {} (is it running?)", socket.display()))?;
-    let links = links.into_inner().links;
+    Ok(links.into_inner().links)
+}
+
+/// A table every second, of what happened since the one before.
+async fn watch(config: &Config, count: Option<u64>) -> anyhow::Result<()> {
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    ticks.tick().await;
+    let (mut before, mut at) = (list(config).await?, Instant::now());
+    let mut told = 0;
+    while count.is_none_or(|count| told < count) {
+        ticks.tick().await;
+        let (now, when) = (list(config).await?, Instant::now());
+        let text = rates(&before, &now, when - at);
+        let mut out = std::io::stdout();
+        out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("print")?;
+        (before, at, told) = (now, when, told + 1);
+    }
+    Ok(())
+}
+
+/// Frames and bits per second each way, and what was dropped and dialled anew since `before`.
+fn rates(before: &[Link], now: &[Link], time: Duration) -> String {
+    let mut text = format!(
+        "{:<5} {:<7} {:<10} {:>14} {:>12} {:>14} {:>12} {:>8} {:>10}\n",
+        "LINK", "CARRIER", "STATE", "TO HELPER /s", "Mbit/s", "TO CONTAIN. /s", "Mbit/s", "DROPS", "RECONNECTS"
+    );
+    for link in now {
+        let former = before.iter().find(|former| former.link == link.link);
+        let since = |pick: fn(&Link) -> Option<Counters>| {
+            let (now, then) = (pick(link).unwrap_or_default(), former.and_then(pick).unwrap_or_default());
+            let grown = |now: u64, then: u64| now.saturating_sub(then);
+            (grown(now.frames, then.frames), grown(now.bytes, then.bytes), grown(now.drops, then.drops))
+        };
+        let (up, down) = (since(|link| link.to_helper), since(|link| link.to_container));
+        #[expect(clippy::cast_precision_loss, reason = "a rate")]
+        let per_second = |number: u64| number as f64 / time.as_secs_f64();
+        let reconnects = link.reconnects.saturating_sub(former.map_or(0, |former| former.reconnects));
+        // Writing to a String does not fail.
+        let _ = writeln!(
+            text,
+            "{:<5} {:<7} {:<10} {:>14.0} {:>12.1} {:>14.0} {:>12.1} {:>8} {:>10}",
+            link.link,
+            carrier(link),
+            state(link),
+            per_second(up.0),
+            per_second(up.1) * 8.0 / 1e6,
+            per_second(down.0),
+            per_second(down.1) * 8.0 / 1e6,
+            up.2 + down.2,
+            reconnects
+        );
+    }
+    text
+}
+
+async fn links(config: &Config, as_json: bool) -> anyhow::Result<()> {
+    let links = list(config).await?;
     let text = if as_json {
         serde_json::to_string_pretty(&links.iter().map(to_json).collect::<Vec<_>>())? + "\n"
     } else {
@@ -105,6 +173,10 @@ fn state(link: &Link) -> &'static str {
     }
 }
 
+fn carrier(link: &Link) -> &'static str {
+    Carrier::try_from(link.carrier).map_or("unknown", Carrier::as_str)
+}
+
 fn address(message: Option<&arca_proto::machine::v1::Address>) -> String {
     message.and_then(|m| Address::try_from(m.clone()).ok()).map_or_else(|| "-".to_owned(), |a| a.to_string())
 }
@@ -116,7 +188,7 @@ fn to_json(link: &Link) -> Value {
     };
     json!({
         "link": link.link,
-        "carrier": "stream",
+        "carrier": carrier(link),
         "state": state(link),
         "epoch": link.epoch,
         "offloads": Offloads::from_bits(link.offloads).to_string(),
@@ -131,8 +203,8 @@ fn to_json(link: &Link) -> Value {
 
 fn table(links: &[Link]) -> String {
     let mut text = format!(
-        "{:<5} {:<10} {:<26} {:>12} {:>15} {:>12} {:>15} {:>10}  {}\n",
-        "LINK", "STATE", "OFFLOADS", "TO HELPER", "BYTES", "TO CONTAINER", "BYTES", "RECONNECTS", "ENDS"
+        "{:<5} {:<7} {:<10} {:<26} {:>12} {:>15} {:>12} {:>15} {:>10}  {}\n",
+        "LINK", "CARRIER", "STATE", "OFFLOADS", "TO HELPER", "BYTES", "TO CONTAINER", "BYTES", "RECONNECTS", "ENDS"
     );
     for link in links {
         let (up, down) = (link.to_helper.unwrap_or_default(), link.to_container.unwrap_or_default());
@@ -141,8 +213,9 @@ fn table(links: &[Link]) -> String {
         // Writing to a String does not fail.
         let _ = writeln!(
             text,
-            "{:<5} {:<10} {:<26} {:>12} {:>15} {:>12} {:>15} {:>10}  {}",
+            "{:<5} {:<7} {:<10} {:<26} {:>12} {:>15} {:>12} {:>15} {:>10}  {}",
             link.link,
+            carrier(link),
             state(link),
             offloads,
             up.frames,
@@ -157,4 +230,21 @@ fn table(links: &[Link]) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_of_what_came_since() {
+        let counters = |frames, bytes, drops| Some(Counters { frames, bytes, drops });
+        let link = |n, up, reconnects| Link { link: n, carrier: 3, to_helper: up, reconnects, ..Link::default() };
+        let before = [link(1, counters(100, 1000, 1), 2)];
+        let now = [link(1, counters(300, 501_000, 4), 3), link(2, counters(10, 0, 0), 0)];
+        let text = rates(&before, &now, Duration::from_secs(2));
+        let rows: Vec<Vec<&str>> = text.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(rows[0], ["1", "cable", "unknown", "100", "2.0", "0", "0.0", "3", "1"]);
+        assert_eq!(rows[1][3], "5");
+    }
 }

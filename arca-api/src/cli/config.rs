@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `arca config show`: every key, its effective value, and where that came from.
+//! `arca config show | check | path | reference`.
 
-use arca_daemon::config::{CommonArgs, Config, KEYS};
+use arca_daemon::config::{CommonArgs, Config, KEYS, Source, reference};
 use clap::Subcommand;
 use serde_json::{Map, Value, json};
 
@@ -16,6 +16,12 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Read everything, change nothing; exit code 78 and one line if something is wrong
+    Check,
+    /// The configuration file that is read, or the one to make
+    Path,
+    /// The reference of all keys, as Markdown
+    Reference,
 }
 
 /// Runs `arca config ...`.
@@ -23,10 +29,26 @@ pub enum Command {
 /// # Errors
 /// If the configuration is bad.
 pub fn run(command: &Command, common: &CommonArgs) -> anyhow::Result<()> {
-    let Command::Show { json } = command;
-    let config = common.load()?;
-    print(&if *json { as_json(&config) } else { as_table(&config) });
+    match command {
+        Command::Show { json: true } => print(&as_json(&common.load()?)),
+        Command::Show { json: false } => print(&as_table(&common.load()?)),
+        Command::Check => print(&checked(&common.load()?)),
+        Command::Path => print(&path(&common.load()?)),
+        // Without the line end that printing adds.
+        Command::Reference => print(reference().trim_end_matches('\n')),
+    }
     Ok(())
+}
+
+fn path(config: &Config) -> String {
+    let path = config.file.clone().unwrap_or_else(|| config.paths.config.join("config.json"));
+    path.display().to_string()
+}
+
+fn checked(config: &Config) -> String {
+    let set = config.effective.values().filter(|(_, source)| *source != Source::Default).count();
+    let there = if config.file.is_some() { "" } else { " (not there)" };
+    format!("ok: {}{there}, {set} of {} keys set", path(config), KEYS.len())
 }
 
 fn as_json(config: &Config) -> String {

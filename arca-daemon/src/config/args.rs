@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Flags that every daemon takes.
 
-use clap::Args;
+use std::io;
 
-use super::{Config, Input, load};
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Config, Input, KEYS, Key, load};
 use crate::{exit::Fatal, logging};
 
 /// `#[command(flatten)]` these into a daemon's own arguments.
@@ -36,6 +39,40 @@ impl CommonArgs {
         let config = self.load()?;
         logging::init(&config.log_level);
         Ok(config)
+    }
+}
+
+impl CommonArgs {
+    /// From now on SIGHUP makes this process read the configuration again and take over the log level. What else has
+    /// changed is named in the log and waits for the next start; a configuration that is wrong changes nothing.
+    ///
+    /// # Errors
+    /// If the signal handler cannot be set.
+    pub fn reload_on_hangup(&self, started: &Config) -> io::Result<()> {
+        let mut hangups = signal(SignalKind::hangup())?;
+        let (arguments, started) = (self.clone(), started.effective.clone());
+        tokio::spawn(async move {
+            let mut level = started["logLevel"].0.clone();
+            while hangups.recv().await.is_some() {
+                let config = match arguments.load() {
+                    Ok(config) => config,
+                    Err(error) => {
+                        tracing::error!(%error, "the configuration is wrong; what was in force stays in force");
+                        continue;
+                    }
+                };
+                if config.log_level != level {
+                    level.clone_from(&config.log_level);
+                    logging::set_level(&level);
+                    tracing::info!(level, "log level changed");
+                }
+                let changed = |key: &&Key| !key.live && started[key.name].0 != config.effective[key.name].0;
+                for key in KEYS.iter().filter(changed) {
+                    tracing::warn!(key = key.name, "changed in the configuration; counts from the next start");
+                }
+            }
+        });
+        Ok(())
     }
 }
 

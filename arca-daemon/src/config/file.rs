@@ -1,31 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `config.json` (with `//` comments) or `config.toml` to raw values.
 
-use std::{collections::BTreeMap, fs, io, path::Path};
+use std::{
+    collections::BTreeMap,
+    fmt, fs,
+    path::{Path, PathBuf},
+};
+
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
 use super::{Raw, Source, known};
 use crate::exit::{Failure, Fatal};
 
-/// Reads the file in `directory`, if there is one.
-pub(super) fn read(directory: &Path) -> Result<Raw, Fatal> {
+/// The file in `directory`, if there is one.
+pub(super) fn find(directory: &Path) -> Result<Option<PathBuf>, Fatal> {
     let (json, toml) = (directory.join("config.json"), directory.join("config.toml"));
-    match (text(&json)?, text(&toml)?) {
-        (Some(_), Some(_)) => Err(Fatal::new(
+    match (json.exists(), toml.exists()) {
+        (true, true) => Err(Fatal::new(
             Failure::Config,
             format!("both {} and {} exist; keep one of them", json.display(), toml.display()),
         )),
-        (Some(text), None) => raw(&json, from_json(&text)),
-        (None, Some(text)) => raw(&toml, from_toml(&text)),
-        (None, None) => Ok(Raw::new()),
+        (true, false) => Ok(Some(json)),
+        (false, true) => Ok(Some(toml)),
+        (false, false) => Ok(None),
     }
 }
 
-fn text(path: &Path) -> Result<Option<String>, Fatal> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Fatal::new(Failure::Config, format!("read {}: {error}", path.display()))),
-    }
+/// Reads one file; its name says which form it has.
+pub(super) fn read(path: &Path) -> Result<Raw, Fatal> {
+    let text = fs::read_to_string(path)
+        .map_err(|error| Fatal::new(Failure::Config, format!("read {}: {error}", path.display())))?;
+    let toml = path.extension().is_some_and(|extension| extension == "toml");
+    raw(path, if toml { from_toml(&text) } else { from_json(&text) })
 }
 
 fn raw(path: &Path, parsed: Result<BTreeMap<String, String>, String>) -> Result<Raw, Fatal> {
@@ -36,9 +42,35 @@ fn raw(path: &Path, parsed: Result<BTreeMap<String, String>, String>) -> Result<
 }
 
 fn from_json(text: &str) -> Result<BTreeMap<String, String>, String> {
-    let values: BTreeMap<String, serde_json::Value> =
-        serde_json::from_str(&without_comments(text)).map_err(|error| error.to_string())?;
+    let Once(values) = serde_json::from_str(&without_comments(text)).map_err(|error| error.to_string())?;
     values.into_iter().map(|(name, value)| Ok((name.clone(), json_text(&name, value)?))).collect()
+}
+
+/// An object in which every key stands once; JSON itself lets the last of several win, which hides a mistake.
+struct Once(BTreeMap<String, serde_json::Value>);
+
+impl<'de> Deserialize<'de> for Once {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Keys;
+        impl<'de> Visitor<'de> for Keys {
+            type Value = Once;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of keys and values")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Once, A::Error> {
+                let mut values = BTreeMap::new();
+                while let Some((key, value)) = map.next_entry::<String, _>()? {
+                    if values.insert(key.clone(), value).is_some() {
+                        return Err(A::Error::custom(format!("key `{key}` stands there twice")));
+                    }
+                }
+                Ok(Once(values))
+            }
+        }
+        deserializer.deserialize_map(Keys)
+    }
 }
 
 fn json_text(name: &str, value: serde_json::Value) -> Result<String, String> {

@@ -75,3 +75,45 @@ fn both_files_bad_json_and_bad_values_are_each_one_clear_line() {
         assert!(error(&[], &[("ARCA_UPLINK_RANGE", range)]).contains("uplinkRange"), "{range}");
     }
 }
+
+#[test]
+fn a_key_given_twice_is_a_mistake_in_either_form() {
+    let json = error(&[("config.json", "{\"link\": \"stream\", \"link\": \"cable\"}")], &[]);
+    assert!(json.contains("config.json: key `link` stands there twice"), "{json}");
+    let toml = error(&[("config.toml", "link = \"stream\"\nlink = \"cable\"\n")], &[]);
+    assert!(toml.contains("config.toml: ") && toml.contains("duplicate key"), "{toml}");
+}
+
+#[test]
+fn every_wrong_value_names_key_value_place_and_what_is_allowed() {
+    for (key, value, allowed) in [
+        ("networkBackend", "ovn", "must be one of: ovs, vmnet"),
+        ("machine", "docker", "must be one of: auto, namespace, vm"),
+        ("link", "tap", "must be one of: auto, stream, tap-fd, cable"),
+        ("logLevel", "", "must be error, warn, info, debug or trace"),
+        ("uplinkRange", "10.0.0.1/24", "has host bits set"),
+        ("dns", "example", "`example` is no IP address"),
+    ] {
+        let text = error(&[("config.json", &format!("{{\"{key}\": \"{value}\"}}"))], &[]);
+        let head = format!("{key} = \"{value}\" (");
+        assert!(text.starts_with(&head) && text.contains("config.json") && text.contains(allowed), "{text}");
+    }
+    let null = error(&[("config.json", "{\"link\": null}")], &[]);
+    assert!(null.contains("`link` must be a text or a list of texts"), "{null}");
+}
+
+#[test]
+fn the_reference_has_every_key_and_is_up_to_date() {
+    let written = include_str!("../../../docs/configuration.md");
+    assert!(written == reference(), "docs/configuration.md is out of date: run `just docs`");
+    let home = home_with(&[]);
+    let config = load(&input(home.path(), &[], &[])).expect("defaults are valid");
+    for key in KEYS {
+        assert!(written.contains(&format!("### `{}`", key.name)), "{}", key.name);
+        // A plain default is the one that is in force.
+        let plain = key.default.strip_prefix('`').and_then(|rest| rest.strip_suffix('`'));
+        if let Some(plain) = plain.filter(|plain| !plain.contains('`')) {
+            assert_eq!(config.effective[key.name].0, plain, "{}", key.name);
+        }
+    }
+}

@@ -75,6 +75,16 @@ async fn launch(config: &Config, common: &CommonArgs) -> anyhow::Result<String> 
     Err(Fatal::new(Failure::from_code(code.unwrap_or(1)), text).into())
 }
 
+/// Tells the supervisor, which tells its daemons. The configuration was read before and is not wrong.
+pub(super) fn reload(config: &Config) -> anyhow::Result<()> {
+    let Some(pid) = lock::holder(config)? else {
+        bail!("the engine is not running");
+    };
+    kill(Pid::from_raw(pid), Signal::SIGHUP).with_context(|| format!("signal the supervisor (pid {pid})"))?;
+    print("reloaded");
+    Ok(())
+}
+
 /// Ends the daemons; with `all` also containers and the helper machine.
 pub(super) async fn stop(config: &Config, common: &CommonArgs, all: bool) -> anyhow::Result<()> {
     let pid = match lock::holder(config)? {

@@ -30,6 +30,8 @@ pub enum Command {
         #[arg(long)]
         all: bool,
     },
+    /// Let the running engine read its configuration again: the log level changes at once
+    Reload,
     /// What runs, since when, and whether it answers
     Status {
         /// As JSON
@@ -63,9 +65,10 @@ pub fn run(command: Command, common: &CommonArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         match command {
-            Command::Run => supervise::run(&config).await,
+            Command::Run => supervise::run(&config, common).await,
             Command::Start => control::start(&config, common).await,
             Command::Stop { all } => control::stop(&config, common, all).await,
+            Command::Reload => control::reload(&config),
             Command::Status { json } => status::show(&config, json).await,
             Command::Logs { daemon, follow, tail } => logs::show(&config, daemon.as_deref(), follow, tail).await,
         }

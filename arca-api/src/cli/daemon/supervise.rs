@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::Context as _;
 use arca_daemon::{
-    config::Config,
+    config::{CommonArgs, Config},
     exit::{Failure, Fatal},
     shutdown::Shutdown,
 };
@@ -26,6 +26,7 @@ use nix::{
 use tokio::{
     net::UnixDatagram,
     process::{Child, Command},
+    signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
     task::JoinSet,
 };
@@ -48,13 +49,14 @@ enum Report {
 }
 
 /// Runs the engine until SIGTERM or SIGINT.
-pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
+pub(super) async fn run(config: &Config, common: &CommonArgs) -> anyhow::Result<()> {
     preflight::check(config)?;
     let _lock = lock::take(config)?;
     for directory in [&config.paths.run, &config.paths.log] {
         fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
     }
     let (trigger, shutdown) = Shutdown::on_signals()?;
+    common.reload_on_hangup(config)?;
     let found_machines = super::control::machines_left(config);
     let (reports, mut reported) = mpsc::channel(DAEMONS.len());
     let mut tasks = JoinSet::new();
@@ -127,6 +129,8 @@ struct Daemon {
     log: PathBuf,
     notify: UnixDatagram,
     notify_path: PathBuf,
+    /// SIGHUP of this process, passed on.
+    hangups: tokio::signal::unix::Signal,
     /// Resolves when the daemon that uses this one has ended; this one stops after it.
     above: Option<oneshot::Receiver<()>>,
     /// Dropped at this one's end, which tells the one below.
@@ -158,7 +162,8 @@ impl Daemon {
         let mut arguments = vec!["serve".to_owned()];
         arguments.extend(flags(config));
         let log = config.paths.log.join(format!("{name}.log"));
-        Ok(Self { name, program, arguments, log, notify, notify_path, above, _gone: gone })
+        let hangups = signal(SignalKind::hangup())?;
+        Ok(Self { name, program, arguments, log, notify, notify_path, hangups, above, _gone: gone })
     }
 
     /// Keeps the daemon running until shutdown.
@@ -175,15 +180,22 @@ impl Daemon {
                     return;
                 }
             };
+            let mut ready = false;
             let status = loop {
                 let mut buffer = [0; 256];
                 tokio::select! {
-                    // All three are cancel-safe: wait and recv lose nothing when dropped, shutdown is a flag.
+                    // All are cancel-safe: wait and recv lose nothing when dropped, shutdown is a flag.
                     status = child.wait() => break status,
                     received = self.notify.recv(&mut buffer) => {
-                        if received.is_ok_and(|length| buffer[..length].starts_with(b"READY=1")) && !ever_ready {
-                            ever_ready = true;
+                        ready |= received.is_ok_and(|length| buffer[..length].starts_with(b"READY=1"));
+                        if ready && !std::mem::replace(&mut ever_ready, ready) {
                             let _ = reports.send(Report::Ready).await;
+                        }
+                    }
+                    // A daemon that is not ready yet may not expect it, and reads the configuration anyway.
+                    Some(()) = self.hangups.recv() => {
+                        if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()).filter(|_| ready) {
+                            let _ = kill(Pid::from_raw(pid), Signal::SIGHUP);
                         }
                     }
                     () = shutdown.wait() => break self.stop(&mut child).await,

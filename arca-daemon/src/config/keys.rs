@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The table of all keys.
+
+/// One key of the configuration. The table of them is the source of `arca config show`, of errors and of
+/// docs/configuration.md.
+#[derive(Debug)]
+pub struct Key {
+    /// As in the file, camelCase.
+    pub name: &'static str,
+    /// Environment variable.
+    pub variable: &'static str,
+    /// Shown by `arca config show` and in errors: half a line.
+    pub meaning: &'static str,
+    /// What a value may be.
+    pub allowed: &'static str,
+    /// What holds without one, in words.
+    pub default: &'static str,
+    /// More for the reference.
+    pub more: &'static str,
+    /// A running engine takes a change over on `arca daemon reload`.
+    pub live: bool,
+}
+
+/// Every key there is.
+pub const KEYS: &[Key] = &[
+    Key {
+        name: "networkBackend",
+        variable: "ARCA_NETWORK_BACKEND",
+        meaning: "backend of plain `docker network create`: ovs or vmnet",
+        allowed: "`ovs`, `vmnet`",
+        default: "`ovs`",
+        more: "Decides networks without a driver, with `--driver bridge`, and the default network `bridge`. `--driver ovs` \
+               and `--driver vmnet` name a backend whatever stands here. Networks that exist keep theirs. See vmnet.md.",
+        live: false,
+    },
+    Key {
+        name: "machine",
+        variable: "ARCA_MACHINE",
+        meaning: "what containers live in: auto, namespace or vm",
+        allowed: "`auto`, `namespace`, `vm`",
+        default: "`auto`",
+        more: "`auto` takes a virtual machine where the platform can run one, else namespaces.",
+        live: false,
+    },
+    Key {
+        name: "link",
+        variable: "ARCA_LINK",
+        meaning: "carrier of frames: auto, stream, tap-fd or cable",
+        allowed: "`auto`, `stream`, `tap-fd`, `cable`",
+        default: "`auto`",
+        more: "How frames travel between a container and the helper machine. `auto` takes the best that both machines can.",
+        live: false,
+    },
+    Key {
+        name: "kernelPath",
+        variable: "ARCA_KERNEL_PATH",
+        meaning: "kernel of VM machines",
+        allowed: "a path; `~` is the user's home",
+        default: "`~/.arca/vmlinux`, whatever `ARCA_HOME` says",
+        more: "",
+        live: false,
+    },
+    Key {
+        name: "socketPath",
+        variable: "ARCA_SOCKET_PATH",
+        meaning: "Docker Engine API socket",
+        allowed: "a path; `~` is the user's home",
+        default: "`/var/run/arca.sock`; with `ARCA_HOME`, `arca.sock` in it",
+        more: "`DOCKER_HOST=unix://PATH` leads the docker command there.",
+        live: false,
+    },
+    Key {
+        name: "logLevel",
+        variable: "ARCA_LOG_LEVEL",
+        meaning: "error, warn, info, debug, trace, or a filter such as arca_netd=debug,info",
+        allowed: "`error`, `warn`, `info`, `debug`, `trace`, or a filter such as `arca_netd=debug,info`",
+        default: "`info`",
+        more: "Of the host daemons. Programs inside machines take it when their machine starts.",
+        live: true,
+    },
+    Key {
+        name: "uplinkRange",
+        variable: "ARCA_UPLINK_RANGE",
+        meaning: "range the helper's uplink network (a /29) is taken from",
+        allowed: "an IPv4 range of /8 to /29, host bits zero",
+        default: "`192.168.127.0/24`",
+        more: "The first /29 in it that is in nobody's way on the host is taken.",
+        live: false,
+    },
+    Key {
+        name: "dns",
+        variable: "ARCA_DNS",
+        meaning: "servers unknown names are forwarded to, comma-separated; empty: those of the host",
+        allowed: "IP addresses: a list in the file, separated by commas elsewhere",
+        default: "the servers of the host's own resolv.conf",
+        more: "",
+        live: false,
+    },
+    Key {
+        name: "guestDirectory",
+        variable: "ARCA_GUEST_DIR",
+        meaning: "folder of the guest programs",
+        allowed: "a path; `~` is the user's home",
+        default: "the folder `guest` beside the programs, else beside the installation",
+        more: "Holds `arca-init`, `arca-tapfwd` and `arca-helper-agent`.",
+        live: false,
+    },
+    Key {
+        name: "helperRoot",
+        variable: "ARCA_HELPER_ROOT",
+        meaning: "root file system of the helper machine (namespace kind)",
+        allowed: "a path; `~` is the user's home",
+        default: "`helper-image/rootfs` in the data folder",
+        more: "Not needed while every network is a vmnet one.",
+        live: false,
+    },
+];
