@@ -10,6 +10,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use arca_proto::{
@@ -27,6 +28,9 @@ use crate::{
 
 /// Bytes read at once.
 const CHUNK: usize = 256 << 10;
+/// How long an end may take nothing while there is something for it. A reader that is only slow takes something within
+/// this; one that takes nothing is dialled anew, which heals a connection that is up but does not move.
+const STUCK: Duration = Duration::from_secs(3);
 
 /// Counters of a link, kept across redials.
 #[derive(Debug, Default)]
@@ -116,6 +120,8 @@ impl Drop for Relay {
 enum Broken {
     #[error("closed the connection")]
     Closed,
+    #[error("took nothing for {} s", STUCK.as_secs())]
+    Stuck,
     #[error("stream broke: {0}")]
     Io(#[from] io::Error),
     #[error(transparent)]
@@ -145,6 +151,8 @@ struct Direction {
     buffer: Box<[u8]>,
     head: usize,
     tail: usize,
+    /// When it is given up, while it is blocked.
+    until: Option<Instant>,
 }
 
 impl Direction {
@@ -158,6 +166,7 @@ impl Direction {
             buffer: vec![0; CHUNK].into_boxed_slice(),
             head: 0,
             tail: 0,
+            until: None,
         }
     }
 
@@ -218,7 +227,8 @@ impl Worker {
         }
         let mut events = [EpollEvent::empty(); 3];
         loop {
-            let ready = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+            let timeout = self.timeout()?;
+            let ready = match self.epoll.wait(&mut events, timeout) {
                 Ok(ready) => ready,
                 Err(nix::Error::EINTR) => 0,
                 Err(error) => return Err((CONTAINER, error.into())),
@@ -240,6 +250,16 @@ impl Worker {
                     return Err((end, Broken::Closed));
                 }
             }
+        }
+    }
+
+    /// Time left for whoever takes nothing; nothing is waited for while nobody is behind.
+    fn timeout(&self) -> Result<EpollTimeout, (usize, Broken)> {
+        let waiting = [CONTAINER, HELPER].into_iter().filter_map(|end| Some((self.from[end].until?, 1 - end)));
+        let Some((until, reader)) = waiting.min() else { return Ok(EpollTimeout::NONE) };
+        match until.saturating_duration_since(Instant::now()).as_millis() {
+            0 => Err((reader, Broken::Stuck)),
+            left => Ok(EpollTimeout::try_from(left + 1).unwrap_or(EpollTimeout::NONE)),
         }
     }
 
@@ -287,6 +307,7 @@ impl Worker {
     fn forward(&mut self, end: usize) -> Result<(), (usize, Broken)> {
         let other = 1 - end;
         let direction = &mut self.from[end];
+        let before = direction.head;
         while direction.blocked() {
             match sys::send(self.streams[other].as_fd(), &direction.buffer[direction.head..direction.tail]) {
                 Ok(Some(sent)) => direction.head += sent,
@@ -295,7 +316,9 @@ impl Worker {
             }
         }
         if !direction.blocked() {
-            (direction.head, direction.tail) = (0, 0);
+            (direction.head, direction.tail, direction.until) = (0, 0, None);
+        } else if direction.until.is_none() || direction.head != before {
+            direction.until = Some(Instant::now() + STUCK);
         }
         for end in [CONTAINER, HELPER] {
             self.update_interest(end)?;

@@ -77,6 +77,11 @@ pub(crate) fn write_cap(fd: BorrowedFd<'_>) -> io::Result<usize> {
     Ok(if family(fd)? == libc::AF_VSOCK { VSOCK_WRITE } else { usize::MAX })
 }
 
+/// Whether the socket is AF_UNIX, which passes descriptors.
+pub(crate) fn is_unix(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(family(fd)? == libc::AF_UNIX)
+}
+
 /// Raises the buffers of a stream or of a listener, whose connections inherit a vsock window. As far as allowed: a
 /// smaller buffer is slower, not wrong.
 pub(crate) fn raise_buffers(fd: BorrowedFd<'_>) {

@@ -285,3 +285,123 @@ fn a_relay_that_reads_nothing_costs_bounded_memory_and_every_frame_is_counted() 
     let own = rig.helper.pump().to_stream().drops - before;
     assert_eq!(own, 0, "what the TAP's queue holds is sent, however late");
 }
+
+/// A relay between two ends of our own that have said hello.
+fn relayed() -> (arca_link::Relay, UnixStream, UnixStream) {
+    let ((container, a), (helper, b)) = (UnixStream::pair().expect("a pair"), UnixStream::pair().expect("a pair"));
+    let config = arca_link::RelayConfig {
+        link: link_number(),
+        epoch: 1,
+        container: a.into(),
+        helper: b.into(),
+        counters: Default::default(),
+    };
+    let relay = arca_link::Relay::start(config).expect("a relay");
+    for (mut stream, kind) in [(&container, Speaker::Container), (&helper, Speaker::Helper)] {
+        let hello = Hello::end(kind, link_number(), arca_link::MAX_FRAME, Offloads::ALL);
+        stream.write_all(&hello.encode()).expect("written");
+    }
+    for mut stream in [&container, &helper] {
+        // The relay's hello and the other end's.
+        stream.read_exact(&mut [0; 2 * Hello::SIZE]).expect("hellos");
+    }
+    wait(relay.watch(), |state| matches!(state, RelayState::Up(_)));
+    (relay, container, helper)
+}
+
+/// Frames of many lengths, one after the other.
+fn frames(bytes: usize) -> Vec<u8> {
+    let mut all = Vec::with_capacity(bytes + 70_000);
+    let mut random = 7u32;
+    while all.len() < bytes {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let length = 60 + (random >> 8) % 3000 + u32::from(random.is_multiple_of(13)) * 60_000;
+        all.extend(length.to_le_bytes());
+        all.extend((0..length).map(|n| (n ^ random).to_le_bytes()[0]));
+    }
+    all
+}
+
+#[test]
+fn a_reader_that_takes_nothing_is_given_up_and_the_other_end_is_told() {
+    let (relay, mut container, helper) = relayed();
+    let bytes = frames(64 << 20);
+    // More than all buffers on the way hold; ends with an error when the relay closes.
+    let writer = std::thread::spawn(move || container.write_all(&bytes).is_err());
+    let state = wait(relay.watch(), |state| matches!(state, RelayState::Ended(_)));
+    assert!(matches!(&state, RelayState::Ended(why) if why.contains("helper end: took nothing")), "{state:?}");
+    assert!(writer.join().expect("the writer"), "the sender learns of it");
+    drop(helper);
+}
+
+#[test]
+fn bytes_pass_whole_in_whatever_pieces_they_are_written_and_read() {
+    let (relay, container, helper) = relayed();
+    let sent = frames(8 << 20);
+    let (there, back) = (sent.clone(), sent.clone());
+    let send = |mut to: UnixStream, bytes: Vec<u8>| {
+        std::thread::spawn(move || {
+            let mut at = 0;
+            for piece in [1, 3, 5000, 70_000, 17, 1 << 18].into_iter().cycle() {
+                let end = (at + piece).min(bytes.len());
+                to.write_all(&bytes[at..end]).expect("the relay reads");
+                at = end;
+                if at == bytes.len() {
+                    return;
+                }
+            }
+        })
+    };
+    let receive = |mut from: UnixStream, length: usize| {
+        std::thread::spawn(move || {
+            let mut got = Vec::with_capacity(length);
+            for piece in [7, 4096, 1, 100_000].into_iter().cycle() {
+                let mut buffer = vec![0; piece.min(length - got.len())];
+                from.read_exact(&mut buffer).expect("the relay writes");
+                got.extend(buffer);
+                if got.len() == length {
+                    return got;
+                }
+            }
+            got
+        })
+    };
+    let clone = |stream: &UnixStream| stream.try_clone().expect("a descriptor");
+    let senders = [send(clone(&container), there), send(clone(&helper), back)];
+    let receivers = [receive(clone(&helper), sent.len()), receive(clone(&container), sent.len())];
+    for receiver in receivers {
+        assert!(receiver.join().expect("received") == sent, "what came is not what was sent");
+    }
+    for sender in senders {
+        sender.join().expect("sent");
+    }
+    assert!(matches!(*relay.watch().borrow(), RelayState::Up(_)));
+}
+
+#[test]
+fn a_flooding_or_stalled_link_leaves_its_neighbour_alone() {
+    let (Some(mut neighbour), Some(mut flooding), Some(stalled)) = (Rig::new(), Rig::new(), Rig::new()) else { return };
+    let (_one, _two) = (neighbour.join(), flooding.join());
+    // One whose relay reads nothing, and has more to take than all queues hold.
+    let _silent = impostor(&stalled, 1);
+    wait(stalled.helper.pump().watch(), |state| state.linked);
+    for (rig, from, to) in [(&stalled, "10.77.0.2:0", "10.77.0.9:9"), (&flooding, "10.77.0.2:0", "10.77.0.1:9")] {
+        rig.helper.netns.ip("neigh replace 10.77.0.9 lladdr 02:00:00:00:00:09 dev eth0");
+        let socket = rig.helper.netns.run(move || std::net::UdpSocket::bind(from).expect("an address"));
+        std::thread::spawn(move || {
+            for _ in 0..60_000 {
+                // A full queue is an error here, and what it is about.
+                let _ = socket.send_to(&[0; 64], to);
+            }
+        });
+    }
+    let (client, server) = neighbour.tcp();
+    let receiver = receive(server);
+    let (stop, stopped) = mpsc::channel();
+    let sender = send_until(client, stopped);
+    assert_eq!(neighbour.ping(50, Duration::ZERO).len(), 50, "no ping of the neighbour is lost");
+    until("a megabyte of the neighbour's", || neighbour.counters.to_helper().bytes >= 1 << 20);
+    stop.send(()).expect("a running sender");
+    assert_eq!(sender.join().expect("sent"), receiver.join().expect("received"));
+    assert!(stalled.helper.pump().state().linked && flooding.helper.pump().state().linked);
+}

@@ -36,7 +36,7 @@ const SYSTEM_ID: &str = "system-id";
 pub struct Parts {
     /// Socket of arca-relayd.
     pub relayd: PathBuf,
-    /// Carrier of links.
+    /// Carrier of links; unspecified: for each link the fastest that comes up.
     pub carrier: Carrier,
     /// Where unknown names are forwarded, "address:53".
     pub forwarders: Vec<String>,
@@ -62,14 +62,14 @@ impl App {
     /// If the store fails.
     pub async fn start(store: Store, system_id: String, boot: Arc<dyn Boot>, parts: Parts) -> Result<Self> {
         let helper = Arc::new(Helper::new(Arc::clone(&boot), system_id, parts.forwarders));
-        let agent = Arc::new(Agent::new(Arc::clone(&helper), store.clone(), parts.carrier));
-        let relay = Arc::new(Relay::new(&parts.relayd, Arc::clone(&helper), store.clone(), parts.carrier));
-        let ovn = Ovn::new(Arc::clone(&agent), Arc::clone(&relay), parts.carrier);
+        let agent = Arc::new(Agent::new(Arc::clone(&helper), store.clone()));
+        let relay = Arc::new(Relay::new(&parts.relayd, Arc::clone(&helper), store.clone()));
+        let ovn = Ovn::new(Arc::clone(&agent), Arc::clone(&relay), store.clone(), parts.carrier);
         let vmnet = Arc::new(Vmnet::new(store.clone(), &parts.vmnet));
         let backends = Backends::new(Arc::new(ovn), Arc::clone(&vmnet));
         let peers =
             crate::engine::Peers { agent: Arc::clone(&agent), relay: Arc::clone(&relay), helper: Arc::clone(&helper) };
-        let settings = Settings::new(parts.default_kind, parts.carrier);
+        let settings = Settings::new(parts.default_kind);
         let engine = Engine::new(store, backends, peers, settings).await?;
         // What a previous life left half done goes before anything is compared with it.
         engine.recover().await?;
@@ -179,7 +179,8 @@ pub async fn start(config: &Config) -> anyhow::Result<App> {
     let parts = Parts {
         relayd: config.paths.relayd_socket(),
         carrier: match config.link {
-            LinkKind::Auto | LinkKind::Stream => Carrier::Stream,
+            LinkKind::Auto => Carrier::Stream,
+            LinkKind::Stream => Carrier::Stream,
             LinkKind::TapFd => Carrier::TapFd,
             LinkKind::Cable => Carrier::Cable,
         },

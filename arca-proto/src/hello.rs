@@ -31,7 +31,8 @@
 //! | 0 | 4 | magic `ARCA` |
 //! | 4 | 1 | version, 1 |
 //! | 5 | 1 | kind: 1 relay, 2 container end, 3 helper end |
-//! | 6 | 2 | zero, ignored by the receiver |
+//! | 6 | 1 | carriers, see [`Carriers`]: what an end can do; in the relay's hello the one in use |
+//! | 7 | 1 | zero, ignored by the receiver |
 //! | 8 | 4 | link number |
 //! | 12 | 4 | maximum frame: greatest value of a frame's length field |
 //! | 16 | 8 | epoch |
@@ -175,6 +176,99 @@ impl fmt::Display for Offloads {
     }
 }
 
+/// How frames of a link travel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Carrier {
+    /// Over the two streams that the relay joins. Every end can do it.
+    #[default]
+    Stream,
+    /// The helper end has the container's TAP by descriptor and moves frames from TAP to TAP; see [`crate::note`].
+    TapFd,
+    /// A veth pair whose other end lies in the helper's network namespace; see [`crate::note`].
+    Cable,
+}
+
+impl Carrier {
+    /// As in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stream => "stream",
+            Self::TapFd => "tap-fd",
+            Self::Cable => "cable",
+        }
+    }
+}
+
+impl fmt::Display for Carrier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// No carrier of this contract.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("carrier {0} is unknown")]
+pub struct UnknownCarrier(pub i32);
+
+impl TryFrom<i32> for Carrier {
+    type Error = UnknownCarrier;
+
+    /// From a message's field; unspecified is the stream.
+    fn try_from(number: i32) -> Result<Self, UnknownCarrier> {
+        use crate::relay::v1::Carrier as Proto;
+        match Proto::try_from(number) {
+            Ok(Proto::Unspecified | Proto::Stream) => Ok(Self::Stream),
+            Ok(Proto::TapFd) => Ok(Self::TapFd),
+            Ok(Proto::Cable) => Ok(Self::Cable),
+            Err(_) => Err(UnknownCarrier(number)),
+        }
+    }
+}
+
+impl From<Carrier> for crate::relay::v1::Carrier {
+    fn from(carrier: Carrier) -> Self {
+        match carrier {
+            Carrier::Stream => Self::Stream,
+            Carrier::TapFd => Self::TapFd,
+            Carrier::Cable => Self::Cable,
+        }
+    }
+}
+
+/// A set of carriers. The stream is in every set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Carriers(u8);
+
+impl Carriers {
+    /// The stream alone.
+    pub const STREAM: Self = Self(0);
+    /// Stream and [`Carrier::TapFd`].
+    pub const TAP_FD: Self = Self(1);
+    /// Stream and [`Carrier::Cable`].
+    pub const CABLE: Self = Self(2);
+
+    fn bit(carrier: Carrier) -> u8 {
+        match carrier {
+            Carrier::Stream => 0,
+            Carrier::TapFd => 1,
+            Carrier::Cable => 2,
+        }
+    }
+
+    /// Whether it is in the set.
+    pub fn contains(self, carrier: Carrier) -> bool {
+        let bit = Self::bit(carrier);
+        self.0 & bit == bit
+    }
+}
+
+impl From<Carrier> for Carriers {
+    fn from(carrier: Carrier) -> Self {
+        Self(Self::bit(carrier))
+    }
+}
+
 /// One hello.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello {
@@ -188,6 +282,8 @@ pub struct Hello {
     pub epoch: u64,
     /// What it can take; none from the relay.
     pub offloads: Offloads,
+    /// What it can do; from the relay, the one in use.
+    pub carriers: Carriers,
 }
 
 /// Why a hello was refused.
@@ -209,6 +305,14 @@ pub enum HelloError {
         expected: Kind,
         /// Who spoke.
         found: Kind,
+    },
+    /// Carriers that exclude each other, or that an end cannot do.
+    #[error("hello: {kind} cannot do carrier {carrier}")]
+    Carrier {
+        /// Who cannot.
+        kind: Kind,
+        /// What is wanted.
+        carrier: Carrier,
     },
     /// A link number out of range.
     #[error("hello: {0}")]
@@ -232,12 +336,33 @@ impl Hello {
 
     /// The relay's hello.
     pub fn relay(link: LinkNumber, epoch: u64) -> Self {
-        Self { kind: Kind::Relay, link, max_frame: 0, epoch, offloads: Offloads::NONE }
+        Self { kind: Kind::Relay, link, max_frame: 0, epoch, offloads: Offloads::NONE, carriers: Carriers::STREAM }
     }
 
     /// The hello of an end that takes length fields up to `max_frame` and frames with `offloads`.
     pub fn end(kind: Kind, link: LinkNumber, max_frame: u32, offloads: Offloads) -> Self {
-        Self { kind, link, max_frame, epoch: 0, offloads }
+        Self { kind, link, max_frame, epoch: 0, offloads, carriers: Carriers::STREAM }
+    }
+
+    /// With these carriers.
+    #[must_use]
+    pub fn carrying(self, carriers: impl Into<Carriers>) -> Self {
+        Self { carriers: carriers.into(), ..self }
+    }
+
+    /// The carrier a relay's hello says is in use. A set that names several is read as the stream, which all can do.
+    pub fn carrier(&self) -> Carrier {
+        match self.carriers {
+            Carriers::TAP_FD => Carrier::TapFd,
+            Carriers::CABLE => Carrier::Cable,
+            _ => Carrier::Stream,
+        }
+    }
+
+    /// # Errors
+    /// If this end cannot do `carrier`.
+    pub fn can(&self, carrier: Carrier) -> Result<(), HelloError> {
+        if self.carriers.contains(carrier) { Ok(()) } else { Err(HelloError::Carrier { kind: self.kind, carrier }) }
     }
 
     /// To the wire.
@@ -246,6 +371,7 @@ impl Hello {
         out[0..4].copy_from_slice(&MAGIC);
         out[4] = VERSION;
         out[5] = self.kind.code();
+        out[6] = self.carriers.0;
         out[8..12].copy_from_slice(&self.link.get().to_le_bytes());
         out[12..16].copy_from_slice(&self.max_frame.to_le_bytes());
         out[16..24].copy_from_slice(&self.epoch.to_le_bytes());
@@ -255,7 +381,7 @@ impl Hello {
 
     /// From the wire. Offload bits this release does not know are dropped, which is what the intersection needs.
     pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, HelloError> {
-        let [m0, m1, m2, m3, version, kind, _, _, rest @ ..] = *bytes;
+        let [m0, m1, m2, m3, version, kind, carriers, _, rest @ ..] = *bytes;
         let word = |at: usize| u32::from_le_bytes([rest[at], rest[at + 1], rest[at + 2], rest[at + 3]]);
         if [m0, m1, m2, m3] != MAGIC {
             return Err(HelloError::Magic([m0, m1, m2, m3]));
@@ -275,7 +401,9 @@ impl Hello {
             return Err(HelloError::MaxFrame(max_frame));
         }
         let epoch = u64::from(word(12)) << 32 | u64::from(word(8));
-        Ok(Self { kind, link, max_frame, epoch, offloads: Offloads::from_bits(word(16)) })
+        // Carriers this release does not know are none it could do.
+        let carriers = Carriers(carriers & (Carriers::TAP_FD.0 | Carriers::CABLE.0));
+        Ok(Self { kind, link, max_frame, epoch, offloads: Offloads::from_bits(word(16)), carriers })
     }
 
     /// Decodes and checks who speaks about what.
@@ -319,13 +447,14 @@ mod tests {
 
     fn any_hello() -> impl Strategy<Value = Hello> {
         let kind = prop_oneof![Just(Kind::Relay), Just(Kind::Container), Just(Kind::Helper)];
-        (kind, 1u32..=9999, MIN_MAX_FRAME.., any::<u64>(), any::<u32>()).prop_map(
-            |(kind, n, max_frame, epoch, bits)| Hello {
+        (kind, 1u32..=9999, MIN_MAX_FRAME.., any::<u64>(), any::<u32>(), 0u8..4).prop_map(
+            |(kind, n, max_frame, epoch, bits, carriers)| Hello {
                 kind,
                 link: link(n),
                 max_frame,
                 epoch,
                 offloads: Offloads::from_bits(bits),
+                carriers: Carriers(carriers),
             },
         )
     }
@@ -382,6 +511,21 @@ mod tests {
         assert_eq!(refuse(8, 8), HelloError::OtherLink { expected: link(7), found: link(8) });
         assert_eq!(refuse(11, 1), HelloError::LinkNumber(InvalidLinkNumber(0x0100_0007)));
         assert_eq!(refuse(14, 0), HelloError::MaxFrame(64));
+    }
+
+    #[test]
+    fn a_carrier_is_in_use_only_where_an_end_can_do_it() {
+        let end = Hello::end(Kind::Helper, link(7), 65_600, Offloads::ALL).carrying(Carriers::TAP_FD);
+        assert_eq!((end.can(Carrier::Stream), end.can(Carrier::TapFd)), (Ok(()), Ok(())));
+        let refused = end.can(Carrier::Cable).expect_err("a veth was not offered");
+        assert_eq!(refused.to_string(), "hello: helper end cannot do carrier cable");
+        for carrier in [Carrier::Stream, Carrier::TapFd, Carrier::Cable] {
+            let hello = Hello::relay(link(7), 1).carrying(carrier);
+            assert_eq!(Hello::decode(&hello.encode()).expect("a hello").carrier(), carrier);
+            let proto = crate::relay::v1::Carrier::from(carrier);
+            assert_eq!(Carrier::try_from(i32::from(proto)), Ok(carrier));
+        }
+        assert_eq!(Carrier::try_from(9), Err(UnknownCarrier(9)));
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //!
 //! Every daemon and guest program depends on this crate and on no other daemon's crate. It holds the gRPC services
 //! (`proto/`), the port plan ([`ports`]), the one way to reach a machine ([`dial`]), the other side of it
-//! ([`listen`]), and what travels on a link: the [`hello`] and the [`frame`] codec.
+//! ([`listen`]), and what travels on a link: the [`hello`], the [`frame`] codec,
+//! and, where frames do not travel on the link's streams, notes.
 
 pub mod dial;
 #[cfg(target_os = "linux")]
@@ -12,6 +13,8 @@ pub mod frame;
 pub mod hello;
 pub mod hybrid;
 pub mod listen;
+#[cfg(target_os = "linux")]
+pub mod note;
 pub mod ports;
 
 /// Encoded `FileDescriptorSet` of all services, for gRPC reflection.

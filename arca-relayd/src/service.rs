@@ -6,8 +6,9 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use arca_daemon::shutdown::Shutdown;
 use arca_proto::{
     dial::Address,
+    hello::{Carrier, UnknownCarrier},
     ports::LinkNumber,
-    relay::v1::{self as proto, Carrier, relay_server::Relay},
+    relay::v1::{self as proto, relay_server::Relay},
 };
 use tokio::sync::{broadcast::error::RecvError, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -52,10 +53,8 @@ enum Refused {
     Number(#[from] arca_proto::ports::InvalidLinkNumber),
     #[error("open link: {0} end: {1}")]
     Address(&'static str, String),
-    #[error("open link: carrier {0} is not implemented; use \"stream\" (config `link`)")]
-    Carrier(&'static str),
-    #[error("open link: carrier {0} is unknown")]
-    UnknownCarrier(i32),
+    #[error("open link: {0}")]
+    Carrier(#[from] UnknownCarrier),
     #[error(transparent)]
     NotUp(#[from] NotUp),
 }
@@ -64,8 +63,7 @@ impl From<Refused> for Status {
     fn from(refused: Refused) -> Self {
         let text = refused.to_string();
         match refused {
-            Refused::Number(_) | Refused::Address(..) | Refused::UnknownCarrier(_) => Self::invalid_argument(text),
-            Refused::Carrier(_) => Self::unimplemented(text),
+            Refused::Number(_) | Refused::Address(..) | Refused::Carrier(_) => Self::invalid_argument(text),
             Refused::NotUp(_) => Self::unavailable(text),
         }
     }
@@ -86,7 +84,7 @@ fn message(snapshot: Snapshot) -> proto::Link {
     };
     proto::Link {
         link: link.get(),
-        carrier: Carrier::Stream.into(),
+        carrier: proto::Carrier::from(ends.carrier).into(),
         state: state.into(),
         epoch: progress.epoch,
         offloads: progress.offloads.bits(),
@@ -103,14 +101,10 @@ fn message(snapshot: Snapshot) -> proto::Link {
 impl Relay for Service {
     async fn open_link(&self, request: Request<proto::OpenLinkRequest>) -> Result<Response<proto::Link>, Status> {
         let request = request.into_inner();
-        match Carrier::try_from(request.carrier) {
-            Ok(Carrier::Unspecified | Carrier::Stream) => {}
-            Ok(Carrier::TapFd) => return Err(Refused::Carrier("tap-fd").into()),
-            Ok(Carrier::Cable) => return Err(Refused::Carrier("cable").into()),
-            Err(_) => return Err(Refused::UnknownCarrier(request.carrier).into()),
-        }
+        let carrier = Carrier::try_from(request.carrier).map_err(Refused::from)?;
         let link = LinkNumber::try_from(request.link).map_err(Refused::from)?;
-        let ends = Ends { container: end("container", request.container)?, helper: end("helper", request.helper)? };
+        let ends =
+            Ends { carrier, container: end("container", request.container)?, helper: end("helper", request.helper)? };
         let patience = match request.timeout_ms {
             0 => DEFAULT_PATIENCE,
             ms => Duration::from_millis(ms.into()),

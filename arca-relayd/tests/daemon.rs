@@ -141,6 +141,54 @@ async fn a_transfer_outlives_the_daemon_and_its_counters_grow_by_what_was_sent()
     harness::wait_in_runtime(rig.helper.pump().watch(), |state| !state.linked).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lent_tap_carries_frames_also_while_the_daemon_is_away() {
+    let Some(mut rig) = Rig::new() else { return };
+    let home = tempfile::tempdir().expect("a directory");
+    let mut daemon = Daemon::start(home.path());
+    let mut relay = client(home.path()).await;
+    let wanted = OpenLinkRequest { carrier: Carrier::TapFd.into(), ..open_request(&rig) };
+    let opened = relay.open_link(wanted.clone()).await.expect("both ends listen").into_inner();
+    assert_eq!((opened.state(), opened.carrier()), (State::Up, Carrier::TapFd));
+    assert!(rig.helper.pump().state().linked && rig.container.pump().state().linked);
+
+    let (client_end, server_end) = rig.tcp();
+    let receiver = receive(server_end);
+    let (stop, stopped) = mpsc::channel();
+    let sender = send_until(client_end, stopped);
+    for round in 0..3 {
+        daemon.end(Signal::SIGKILL);
+        assert_eq!(rig.ping(5, Duration::ZERO).len(), 5, "no daemon is needed");
+        if round == 1 {
+            // As arca-init does for an arca-tapfwd that was killed: same TAP, same listener, new pump.
+            let tap = rig.container.pump.take().expect("a pump").stop();
+            let listener = rig.container.listener.try_clone().expect("a descriptor");
+            rig.container.pump = Some(rig.container.netns.run(move || {
+                let link = LINK.try_into().expect("a number");
+                let config = arca_link::PumpConfig::new(link, arca_link::Kind::Container, tap, listener);
+                arca_link::Pump::start(arca_link::PumpConfig { lent: true, ..config }).expect("a pump")
+            }));
+            assert_eq!(rig.ping(5, Duration::ZERO).len(), 5, "nor the lender");
+        }
+        daemon = Daemon::start(home.path());
+        relay = client(home.path()).await;
+        let again = relay.open_link(wanted.clone()).await.expect("both ends listen").into_inner();
+        assert!(again.epoch > opened.epoch);
+    }
+    stop.send(()).expect("a running sender");
+    let (sent, received) = (sender.join().expect("sent"), receiver.join().expect("received"));
+    assert_eq!(sent, received);
+    let listed = relay.list_links(ListLinksRequest {}).await.expect("an answer").into_inner().links;
+    let counted = bytes(&listed[0]);
+    assert!(counted > sent.0 && counted < sent.0 + sent.0 / 5, "{counted} for {}", sent.0);
+    assert_eq!(rig.container.pump().to_stream().frames, 0, "the lender reads none");
+
+    // Back to a stream: the lender has its TAP again.
+    relay.open_link(open_request(&rig)).await.expect("both ends listen");
+    assert_eq!(rig.ping(5, Duration::ZERO).len(), 5);
+    assert!(rig.container.pump().to_stream().frames >= 5);
+}
+
 #[tokio::test]
 async fn bad_requests_are_refused_with_the_name_of_what_is_wrong() {
     let Some(rig) = Rig::new() else { return };
@@ -151,7 +199,11 @@ async fn bad_requests_are_refused_with_the_name_of_what_is_wrong() {
     let cases = [
         (OpenLinkRequest { link: 0, ..valid.clone() }, Code::InvalidArgument, "link number 0"),
         (OpenLinkRequest { helper: None, ..valid.clone() }, Code::InvalidArgument, "helper end: no address"),
-        (OpenLinkRequest { carrier: 3, ..valid.clone() }, Code::Unimplemented, "cable"),
+        (
+            OpenLinkRequest { carrier: 3, timeout_ms: 1000, ..valid.clone() },
+            Code::Unavailable,
+            "container end cannot do carrier cable",
+        ),
         (OpenLinkRequest { carrier: 9, ..valid.clone() }, Code::InvalidArgument, "carrier 9"),
         (OpenLinkRequest { link: LINK + 1, ..valid.clone() }, Code::Unavailable, "end: dial port"),
     ];

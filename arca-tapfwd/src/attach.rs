@@ -6,7 +6,6 @@
 //! (the descriptor store has it), CONFIRMED. Everything made so far is owned by a value that removes it when dropped, so an error, a caller who went
 //! away, or a detach leave nothing behind.
 
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,10 +17,11 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
 use crate::announce::announce;
+use crate::cable::Cable;
 use crate::dhcp::{self, DhcpError, Lease};
+use crate::frames::Frames;
 use crate::kernel::KernelError;
 use crate::machine::{Attached, Machine, Slot};
-use crate::restore;
 use crate::settings::{InterfaceName, Settings};
 
 /// How far an attach has come.
@@ -83,6 +83,12 @@ pub enum StepError {
     /// The TAP, its MAC and MTU.
     #[error(transparent)]
     Tap(TapError),
+    /// The veth pair.
+    #[error(transparent)]
+    Cable(KernelError),
+    /// What answers the relay for a cable.
+    #[error("cannot take connections of the relay")]
+    Serve(#[source] std::io::Error),
     /// Kernel settings of the interface.
     #[error(transparent)]
     Settings(KernelError),
@@ -121,6 +127,7 @@ impl StepError {
         match self {
             Self::Listen { .. } => "listen",
             Self::Tap(_) => "tap",
+            Self::Cable(_) | Self::Serve(_) => "cable",
             Self::Settings(_) => "settings",
             Self::Address(_) => "address",
             Self::Up(_) => "up",
@@ -213,22 +220,40 @@ impl Machine {
         }
         let listener = self.listen_on.bind(port).and_then(Listener::into_fd).map_err(listen)?;
         let listener_file = RemoveFile(self.listener_file(settings.link));
-        // For the store. Two descriptors of one listener are one queue.
-        let listener_copy = listener.try_clone().map_err(listen)?;
-
         let name = settings.interface.as_str();
-        let config = TapConfig { name, mac: Some(settings.mac.octets()), mtu: settings.mtu };
-        let tap = Tap::open(&config).map_err(StepError::Tap)?;
-        let index = self.kernel.index(name).await.map_err(StepError::Settings)?;
+        let frames = if settings.cable {
+            let pair = self.kernel.make_pair(&settings).await.map_err(StepError::Cable)?;
+            self.dress(&settings, pair.index()).await?;
+            self.kernel.up(pair.index()).await.map_err(StepError::Cable)?;
+            let cable = Cable::start(&settings, pair, listener, None, self.store.clone());
+            Frames::Cable(cable.map_err(StepError::Serve)?)
+        } else {
+            // For the store. Two descriptors of one listener are one queue.
+            let listener_copy = listener.try_clone().map_err(listen)?;
+            let config = TapConfig { name, mac: Some(settings.mac.octets()), mtu: settings.mtu };
+            let tap = Tap::open(&config).map_err(StepError::Tap)?;
+            let index = self.kernel.index(name).await.map_err(StepError::Settings)?;
+            self.dress(&settings, index).await?;
+            tap.set_up(true).map_err(StepError::Up)?;
+            let pump = Pump::start(PumpConfig::new(settings.link, Kind::Container, tap, listener))?;
+            Frames::Pump(pump, listener_copy)
+        };
+        let index = match &frames {
+            Frames::Cable(cable) => cable.index(),
+            Frames::Pump(..) => self.kernel.index(name).await.map_err(StepError::Settings)?,
+        };
+        let made = Made { attached: Attached { settings, index, frames }, listener_file };
+        let lease = self.confirm(&made.attached, limit, report).await?;
+        Ok((made, lease))
+    }
+
+    /// Settings and addresses of an interface that is still down.
+    async fn dress(&self, settings: &Settings, index: u32) -> Result<(), StepError> {
         self.kernel.prepare(&settings.interface, settings.has_v6()).map_err(StepError::Settings)?;
         for cidr in &settings.addresses {
             self.kernel.add_address(index, *cidr).await.map_err(StepError::Address)?;
         }
-        tap.set_up(true).map_err(StepError::Up)?;
-        let pump = Pump::start(PumpConfig::new(settings.link, Kind::Container, tap, listener))?;
-        let made = Made { attached: Attached { settings, index, pump }, listener_copy, listener_file };
-        let lease = self.confirm(&made.attached, limit, report).await?;
-        Ok((made, lease))
+        Ok(())
     }
 
     /// From LISTENING on: waits for the link, then asks for the address.
@@ -239,16 +264,16 @@ impl Machine {
         report: &Reporter,
     ) -> Result<Option<Lease>, StepError> {
         let deadline = Instant::now() + limit;
-        let Attached { settings, index, pump } = attached;
+        let Attached { settings, index, frames } = attached;
         // A caller who went away is noticed by `closed` in attach_in.
         let _ = report.send(Progress::Listening).await;
-        let mut state = pump.watch();
+        let mut state = frames.watch();
         let linked = async { state.wait_for(|s| s.linked || s.ended).await.is_ok_and(|s| s.linked) };
         match timeout_at(deadline, linked).await {
             Ok(true) => {}
             Ok(false) => return Err(StepError::Gone),
             Err(_) => {
-                let cause = pump.state().last_error.map(|e| format!(" (last try: {e})")).unwrap_or_default();
+                let cause = frames.state().last_error.map(|e| format!(" (last try: {e})")).unwrap_or_default();
                 return Err(StepError::Link { after: limit, cause });
             }
         }
@@ -263,11 +288,9 @@ impl Machine {
     }
 
     fn keep(&self, made: &Made) -> Result<(), StepError> {
-        let Made { attached: Attached { settings, pump, .. }, listener_copy, .. } = made;
+        let Attached { settings, frames, .. } = &made.attached;
         match &self.store {
-            Some(store) => {
-                restore::put_link(store, settings, pump.tap().as_fd(), listener_copy.as_fd()).map_err(StepError::Keep)
-            }
+            Some(store) => frames.keep(store, settings).map_err(StepError::Keep),
             None => Ok(()),
         }
     }
@@ -276,7 +299,6 @@ impl Machine {
 /// A link that works but is not yet in its slot. Dropping it removes interface, addresses and listener.
 struct Made {
     attached: Attached,
-    listener_copy: OwnedFd,
     listener_file: RemoveFile,
 }
 

@@ -79,12 +79,12 @@ impl Machine {
         configuration.default_route = wanted.default_route;
         if configuration.resolver != wanted.resolver {
             if let Err(error) = redirect::set(wanted.resolver).await {
-                configuration.keep(self.store.as_ref());
+                configuration.keep(self.store.as_deref());
                 return Err(ConfigureError::Redirect(error));
             }
             configuration.resolver = wanted.resolver;
         }
-        configuration.keep(self.store.as_ref());
+        configuration.keep(self.store.as_deref());
         Ok(())
     }
 }

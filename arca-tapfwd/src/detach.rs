@@ -4,6 +4,7 @@
 use arca_proto::ports::LinkNumber;
 
 use crate::attach::remove_socket;
+use crate::frames::Frames;
 use crate::machine::{Attached, Machine};
 use crate::restore;
 
@@ -16,21 +17,28 @@ impl Machine {
         let attached = slot.attached.lock().await.take();
         if let Some(attached) = attached {
             self.take_down(attached).await;
-            self.configuration.lock().await.forget(link, self.store.as_ref());
+            self.configuration.lock().await.forget(link, self.store.as_deref());
         }
         self.release(link, slot);
     }
 
     /// Goes on over every error: what cannot be removed is named in the log.
     pub(crate) async fn take_down(&self, attached: Attached) {
-        let Attached { settings, index, pump } = attached;
+        let Attached { settings, index, frames } = attached;
+        frames.let_go();
         if let Some(store) = &self.store
             && let Err(error) = restore::remove_link(store, settings.link)
         {
             tracing::error!(%error, link = %settings.link, "the descriptor store still has the link");
         }
-        // Connection and listener close here, the TAP remains ours.
-        let tap = pump.stop();
+        // Connection and listener close here, a TAP remains ours.
+        let tap = match frames {
+            Frames::Pump(pump, _) => Some(pump.stop()),
+            Frames::Cable(cable) => {
+                drop(cable);
+                None
+            }
+        };
         if let Some(path) = self.listener_file(settings.link) {
             remove_socket(&path);
         }

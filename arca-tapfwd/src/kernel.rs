@@ -36,6 +36,14 @@ pub enum KernelError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// ethtool.
+    #[error("cannot limit the offloads of {interface}")]
+    Offloads {
+        /// Which interface.
+        interface: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// The netlink socket.
     #[error("cannot open a netlink socket")]
     Open(#[source] io::Error),
@@ -56,6 +64,23 @@ impl Kernel {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(KernelError::Open)?;
         tokio::spawn(connection);
         Ok(Self { handle })
+    }
+
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Sets an interface up.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn up(&self, index: u32) -> Result<(), KernelError> {
+        let done = self.handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await;
+        done.map_err(|source| KernelError::Netlink {
+            operation: "set the link up",
+            object: format!("#{index}"),
+            source,
+        })
     }
 
     /// Sets the loopback interface up; a new network namespace has it down.

@@ -20,10 +20,12 @@
 mod announce;
 pub mod app;
 pub mod attach;
+mod cable;
 pub mod cli;
 pub mod configure;
 pub mod detach;
 pub mod dhcp;
+mod frames;
 pub mod kernel;
 pub mod machine;
 mod packet_socket;
@@ -32,3 +34,4 @@ mod restore;
 pub mod service;
 pub mod settings;
 pub mod udp;
+mod veth;

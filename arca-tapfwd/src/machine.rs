@@ -14,13 +14,14 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arca_link::{Counters, LinkState, Pump};
+use arca_link::{Counters, LinkState};
 use arca_proto::fdstore::Client;
 use arca_proto::listen::ListenOn;
 use arca_proto::ports::LinkNumber;
 use tokio::sync::Notify;
 
 use crate::configure::Configuration;
+use crate::frames::Frames;
 use crate::kernel::Kernel;
 use crate::settings::Settings;
 
@@ -29,7 +30,7 @@ use crate::settings::Settings;
 pub struct Machine {
     pub(crate) listen_on: ListenOn,
     pub(crate) kernel: Kernel,
-    pub(crate) store: Option<Client>,
+    pub(crate) store: Option<Arc<Client>>,
     pub(crate) configuration: tokio::sync::Mutex<Configuration>,
     slots: Mutex<BTreeMap<LinkNumber, Arc<Slot>>>,
 }
@@ -48,7 +49,7 @@ pub(crate) struct Slot {
 pub(crate) struct Attached {
     pub(crate) settings: Settings,
     pub(crate) index: u32,
-    pub(crate) pump: Pump,
+    pub(crate) frames: Frames,
 }
 
 /// What `ListInterfaces` shows of one link.
@@ -56,11 +57,11 @@ pub(crate) struct Attached {
 pub struct Status {
     /// As attached.
     pub settings: Settings,
-    /// Of its pump.
+    /// Of what carries its frames.
     pub link: LinkState,
-    /// TAP to stream.
+    /// Out of the interface.
     pub to_stream: Counters,
-    /// Stream to TAP.
+    /// Into the interface.
     pub from_stream: Counters,
 }
 
@@ -69,6 +70,7 @@ impl Machine {
     #[must_use]
     pub fn new(listen_on: ListenOn, kernel: Kernel, store: Option<Client>) -> Self {
         let (configuration, slots) = Default::default();
+        let store = store.map(Arc::new);
         Self { listen_on, kernel, store, configuration, slots }
     }
 
@@ -77,10 +79,10 @@ impl Machine {
         let slots: Vec<Arc<Slot>> = self.lock().values().cloned().collect();
         let status = |slot: Arc<Slot>| {
             let attached = slot.attached.try_lock().ok()?;
-            let Attached { settings, pump, .. } = attached.as_ref()?;
+            let Attached { settings, frames, .. } = attached.as_ref()?;
             let settings = settings.clone();
-            let (to_stream, from_stream) = (pump.to_stream(), pump.from_stream());
-            Some(Status { settings, link: pump.state(), to_stream, from_stream })
+            let (to_stream, from_stream) = frames.counters();
+            Some(Status { settings, link: frames.state(), to_stream, from_stream })
         };
         slots.into_iter().filter_map(status).collect()
     }

@@ -13,10 +13,13 @@ use arca_proto::tap::v1::AttachNetworkRequest;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::cable::Cable;
 use crate::configure::Configuration;
+use crate::frames::Frames;
 use crate::kernel::KernelError;
 use crate::machine::{Attached, Machine};
 use crate::settings::{InvalidSettings, Settings};
+use crate::veth::Pair;
 
 const CONFIGURATION: &str = "configuration";
 
@@ -32,6 +35,8 @@ struct LinkRecord {
     gateway_v4: String,
     gateway_v6: String,
     confirm_dhcp: bool,
+    #[serde(default)]
+    cable: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -48,7 +53,7 @@ enum EntryError {
     Record(String),
     #[error("bad value")]
     Settings(#[from] InvalidSettings),
-    #[error("{0} descriptors instead of TAP and listener")]
+    #[error("{0} descriptors: not those of a link of this kind")]
     Descriptors(usize),
     #[error(transparent)]
     Tap(#[from] TapError),
@@ -56,24 +61,26 @@ enum EntryError {
     Kernel(#[from] KernelError),
     #[error(transparent)]
     Pump(#[from] PumpError),
+    #[error("cannot take up the cable")]
+    Cable(#[source] std::io::Error),
 }
 
 fn link_name(link: LinkNumber) -> String {
     format!("link-{link}")
 }
 
-/// Has the store keep a link's TAP and listener.
+/// Has the store keep a link's descriptors: TAP and listener; of a cable the listener and, once it is plugged in, the
+/// helper's network namespace.
 pub(crate) fn put_link(
     store: &Client,
     settings: &Settings,
-    tap: BorrowedFd<'_>,
-    listener: BorrowedFd<'_>,
+    descriptors: &[BorrowedFd<'_>],
 ) -> Result<(), FdStoreError> {
-    let request = settings.to_request();
-    let AttachNetworkRequest { link, interface, mac, mtu, addresses, gateway_v4, gateway_v6, confirm_dhcp, .. } =
-        request;
-    let record = LinkRecord { link, interface, mac, mtu, addresses, gateway_v4, gateway_v6, confirm_dhcp };
-    store.put(&link_name(settings.link), json!(record), &[tap, listener])
+    let AttachNetworkRequest {
+        link, interface, mac, mtu, addresses, gateway_v4, gateway_v6, confirm_dhcp, cable, ..
+    } = settings.to_request();
+    let record = LinkRecord { link, interface, mac, mtu, addresses, gateway_v4, gateway_v6, confirm_dhcp, cable };
+    store.put(&link_name(settings.link), json!(record), descriptors)
 }
 
 /// Has the store close its descriptors of a link.
@@ -118,24 +125,48 @@ impl Machine {
             return Ok(());
         }
         let settings = settings(entry.state)?;
-        let [tap, listener] =
-            <[OwnedFd; 2]>::try_from(entry.descriptors).map_err(|d| EntryError::Descriptors(d.len()))?;
-        let tap = Tap::from_fd(tap)?;
-        let index = self.kernel.index(tap.name()).await?;
         let slot = self.slot(settings.link);
-        let pump = Pump::start(PumpConfig::new(settings.link, Kind::Container, tap, listener))?;
-        *slot.attached.lock().await = Some(Attached { settings, index, pump });
+        let attached = if settings.cable {
+            self.resume_cable(settings, entry.descriptors).await?
+        } else {
+            let [tap, listener] =
+                <[OwnedFd; 2]>::try_from(entry.descriptors).map_err(|d| EntryError::Descriptors(d.len()))?;
+            let tap = Tap::from_fd(tap)?;
+            let index = self.kernel.index(tap.name()).await?;
+            let copy = listener.try_clone().map_err(|e| EntryError::Pump(PumpError::Start(settings.link, e)))?;
+            // The helper's end may have the TAP and go on with it while this process was away.
+            let config = PumpConfig { lent: true, ..PumpConfig::new(settings.link, Kind::Container, tap, listener) };
+            Attached { settings, index, frames: Frames::Pump(Pump::start(config)?, copy) }
+        };
+        *slot.attached.lock().await = Some(attached);
         Ok(())
+    }
+
+    async fn resume_cable(&self, settings: Settings, descriptors: Vec<OwnedFd>) -> Result<Attached, EntryError> {
+        let mut descriptors = descriptors.into_iter();
+        let listener = descriptors.next().ok_or(EntryError::Descriptors(0))?;
+        let pair = Pair::of(self.kernel.index(settings.interface.as_str()).await?);
+        let index = pair.index();
+        let cable = Cable::start(&settings, pair, listener, descriptors.next(), self.store.clone());
+        Ok(Attached { settings, index, frames: Frames::Cable(cable.map_err(EntryError::Cable)?) })
     }
 }
 
 fn settings(state: Value) -> Result<Settings, EntryError> {
     let record: LinkRecord = serde_json::from_value(state).map_err(|e| EntryError::Record(e.to_string()))?;
-    let LinkRecord { link, interface, mac, mtu, addresses, gateway_v4, gateway_v6, confirm_dhcp } = record;
-    let timeout_ms = 0;
-    let request =
-        AttachNetworkRequest { link, interface, mac, mtu, addresses, gateway_v4, gateway_v6, confirm_dhcp, timeout_ms };
-    Ok(Settings::try_from(&request)?)
+    let LinkRecord { link, interface, mac, mtu, addresses, gateway_v4, gateway_v6, confirm_dhcp, cable } = record;
+    Ok(Settings::try_from(&AttachNetworkRequest {
+        link,
+        interface,
+        mac,
+        mtu,
+        addresses,
+        gateway_v4,
+        gateway_v6,
+        confirm_dhcp,
+        timeout_ms: 0,
+        cable,
+    })?)
 }
 
 fn configuration(state: Value) -> Result<Configuration, EntryError> {

@@ -220,6 +220,8 @@ pub struct Settings {
     pub gateway_v6: Option<Ipv6Addr>,
     /// IPv4 address to be confirmed by the network's DHCP server.
     pub confirm: Option<Ipv4Addr>,
+    /// The interface is an end of a veth pair, not a TAP.
+    pub cable: bool,
 }
 
 impl Settings {
@@ -242,6 +244,7 @@ impl Settings {
             gateway_v6: self.gateway_v6.map(|g| g.to_string()).unwrap_or_default(),
             confirm_dhcp: self.confirm.is_some(),
             timeout_ms: 0,
+            cable: self.cable,
         }
     }
 }
@@ -282,7 +285,17 @@ impl TryFrom<&AttachNetworkRequest> for Settings {
             (true, Some(address)) => Some(address),
             (true, None) => return Err(InvalidSettings::NothingToConfirm),
         };
-        Ok(Self { link, interface, mac, mtu: request.mtu, addresses, gateway_v4, gateway_v6, confirm })
+        Ok(Self {
+            link,
+            interface,
+            mac,
+            mtu: request.mtu,
+            addresses,
+            gateway_v4,
+            gateway_v6,
+            confirm,
+            cable: request.cable,
+        })
     }
 }
 

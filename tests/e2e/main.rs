@@ -9,14 +9,17 @@ mod clients;
 mod compose;
 mod containers;
 mod daemons;
+mod isolation;
 mod leak_check;
+mod links;
 mod networks;
 mod proofs;
+mod publishing;
 mod story;
 
 use std::{collections::BTreeMap, process::ExitCode};
 
-use arca_tests::{isolation, leaks::Snapshot};
+use arca_tests::{isolation as namespaces, leaks::Snapshot};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 type Test = fn() -> anyhow::Result<()>;
@@ -29,9 +32,12 @@ fn tests() -> BTreeMap<String, Test> {
         ("compose", compose::TESTS),
         ("containers", containers::TESTS),
         ("daemons", daemons::TESTS),
+        ("isolation", isolation::TESTS),
         ("leak_check", leak_check::TESTS),
+        ("links", links::TESTS),
         ("networks", networks::TESTS),
         ("proofs", proofs::TESTS),
+        ("publishing", publishing::TESTS),
         ("story", story::TESTS),
     ];
     let flat = modules.iter().flat_map(|(module, tests)| tests.iter().map(move |(name, test)| (module, *name, *test)));
@@ -40,7 +46,7 @@ fn tests() -> BTreeMap<String, Test> {
 
 fn main() -> ExitCode {
     let tests = tests();
-    if let Some(name) = isolation::errand() {
+    if let Some(name) = namespaces::errand() {
         let outcome = match tests.get(&name) {
             Some(test) => inside(*test),
             None => Err(anyhow::anyhow!("no test is called {name}")),
@@ -62,7 +68,7 @@ fn main() -> ExitCode {
 
 /// Runs one test in namespaces of its own.
 fn outside(name: &str) -> Result<(), Failed> {
-    let output = isolation::rerun_captured(name).map_err(|error| format!("make namespaces: {error} (run as root)"))?;
+    let output = namespaces::rerun_captured(name).map_err(|error| format!("make namespaces: {error} (run as root)"))?;
     if output.status.success() {
         // What was left out is said, passed or not.
         for line in String::from_utf8_lossy(&output.stdout).lines().filter(|line| line.starts_with("SKIP ")) {
@@ -75,7 +81,7 @@ fn outside(name: &str) -> Result<(), Failed> {
 }
 
 fn inside(test: Test) -> anyhow::Result<()> {
-    isolation::settle()?;
+    namespaces::settle()?;
     let before = Snapshot::take()?;
     test()?;
     let leaked = Snapshot::left_since(&before)?;

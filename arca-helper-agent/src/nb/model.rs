@@ -301,16 +301,7 @@ impl TryFrom<proto::Network> for Network {
     }
 }
 
-/// How frames of a link travel (DESIGN section 5).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Carrier {
-    /// Over a byte stream.
-    Stream,
-    /// The container's TAP descriptor itself.
-    TapFd,
-    /// A veth.
-    Cable,
-}
+pub use arca_proto::hello::Carrier;
 
 /// An endpoint: one logical switch port and the TAP behind it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -341,11 +332,8 @@ impl TryFrom<proto::Endpoint> for Endpoint {
     type Error = Invalid;
 
     fn try_from(m: proto::Endpoint) -> Result<Self, Invalid> {
-        let carrier = match m.carrier() {
-            relay::Carrier::Unspecified | relay::Carrier::Stream => Carrier::Stream,
-            relay::Carrier::TapFd => Carrier::TapFd,
-            relay::Carrier::Cable => Carrier::Cable,
-        };
+        // A newer release's carrier is read as the one that every release has.
+        let carrier = Carrier::try_from(m.carrier).unwrap_or_default();
         if m.machine_id.is_empty() || m.machine_id.len() > 128 {
             return Err(bad("machine_id", "1 to 128 bytes are needed"));
         }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Making, taking up again and deleting persistent TAPs by name.
+//! Making, taking up again and deleting persistent TAPs by name, and what else is done to interfaces of links.
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 
 use arca_link::{Tap, TapConfig, TapError};
 use nix::fcntl::{OFlag, open as open_file};
@@ -12,13 +13,19 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::sys::stat::Mode;
 
 use super::spec;
+use crate::vswitch::delete_link;
 
 nix::ioctl_write_ptr_bad!(tun_set_iff, nix::request_code_write!(b'T', 202, size_of::<libc::c_int>()), libc::ifreq);
 nix::ioctl_readwrite_bad!(get_flags, libc::SIOCGIFFLAGS, libc::ifreq);
 nix::ioctl_write_ptr_bad!(set_flags, libc::SIOCSIFFLAGS, libc::ifreq);
+nix::ioctl_write_ptr_bad!(ioctl_set_mtu, libc::SIOCSIFMTU, libc::ifreq);
 
 /// The TAP `name`: the one that is there, else a new one. Persistent, so that the bridge keeps it when the agent ends.
 pub(super) fn open(name: &str, mtu: u32) -> Result<Tap, TapError> {
+    if if_nametoindex(name).is_ok() && !is_tap(name) {
+        // A cable of before.
+        delete(name);
+    }
     let tap = if if_nametoindex(name).is_ok() {
         let tap = take_up(name).map_err(|source| failed("take up", name, source))?;
         tap.set_mtu(mtu)?;
@@ -57,15 +64,30 @@ pub(super) fn no_arp_up(name: &str) -> Result<(), TapError> {
     set().map_err(|source| failed("ARP off and up", name, source))
 }
 
-/// Deletes a TAP that nobody has open any more. What is not there is no error.
+/// Whether there is a TAP of this name, and not another kind of interface (`tun_flags` is there for TUN and TAP only).
+pub(super) fn is_tap(name: &str) -> bool {
+    Path::new("/sys/class/net").join(name).join("tun_flags").exists()
+}
+
+/// Deletes an interface that nobody has open any more. What is not there is no error.
 pub(super) fn delete(name: &str) {
-    if if_nametoindex(name).is_err() {
-        return;
+    let Ok(index) = if_nametoindex(name) else { return };
+    if let Err(error) = delete_link(index) {
+        tracing::warn!(error = &error as &dyn std::error::Error, interface = name, "an interface stays behind");
     }
-    let done = take_up(name).map_err(|e| failed("take up", name, e)).and_then(|tap| tap.set_persist(false));
-    if let Err(error) = done {
-        tracing::warn!(error = &error as &dyn std::error::Error, interface = name, "a TAP stays behind");
-    }
+}
+
+/// Sets the MTU of an interface of any kind.
+pub(super) fn set_mtu(name: &str, mtu: u32) -> Result<(), TapError> {
+    let set = || -> io::Result<()> {
+        let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+        let mut request = named(name);
+        request.ifr_ifru.ifru_mtu = libc::c_int::try_from(mtu).map_err(io::Error::other)?;
+        // SAFETY: `request` is an ifreq and lives across the call.
+        unsafe { ioctl_set_mtu(socket.as_raw_fd(), &raw const request) }?;
+        Ok(())
+    };
+    set().map_err(|source| failed("set MTU", name, source))
 }
 
 /// TAPs of links that exist in this network namespace.

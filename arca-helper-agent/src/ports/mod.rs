@@ -1,23 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Link TAPs: for each link n a TAP `arca<n>` on br-int, a pump, and a listener on port 30000 + n.
+//! Ports of links: for each link n an interface `arca<n>` on br-int, what moves its frames, and a listener on port
+//! 30000 + n. The interface is a TAP with a pump, or the far end of the container's veth pair ([`cable`]).
 //!
 //! [`crate::service`] calls [`Ports::ensure`] and [`Ports::remove`]; both take many at once, since one transaction for
 //! fifty ports costs little more than one for one. TAPs are persistent: when the agent restarts they stay on the bridge
 //! and [`Ports::restore`] takes them up again, by what the Interface rows say.
 
 mod attach;
+mod cable;
 mod spec;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use arca_link::{Kind, LinkNumber, Offloads, Pump, PumpConfig, PumpError, TapError};
+use arca_link::{Counters, Kind, LinkNumber, LinkState, Offloads, Pump, PumpConfig, PumpError, TapError};
+use arca_proto::hello::Carrier;
 use arca_proto::listen::ListenOn;
 use tokio::sync::Mutex;
 
 use crate::vswitch::{BR_INT, BridgePort, Datapath, Vswitch, VswitchError, ingress};
 
+use cable::Cable;
 pub use spec::{PortSpec, PortStatus};
 
 /// What can go wrong with a port.
@@ -53,6 +57,22 @@ pub enum PortError {
     /// The switch.
     #[error("change ports of {BR_INT}")]
     Vswitch(#[from] Arc<VswitchError>),
+    /// A carrier for machines of one kernel, in a machine with a kernel of its own.
+    #[error("link {link}: carrier {carrier} needs the container in this helper's own kernel; use \"stream\"")]
+    Carrier {
+        /// Which link.
+        link: LinkNumber,
+        /// What was asked for.
+        carrier: Carrier,
+    },
+    /// What answers for a cable.
+    #[error("take connections for the cable of link {link}")]
+    Cable {
+        /// Which link.
+        link: LinkNumber,
+        /// Cause.
+        source: std::io::Error,
+    },
     /// Another endpoint's.
     #[error("link {link} belongs to endpoint {owner}: remove that first")]
     Taken {
@@ -66,7 +86,33 @@ pub enum PortError {
 #[derive(Debug)]
 struct Port {
     spec: PortSpec,
-    pump: Pump,
+    frames: Frames,
+}
+
+/// What moves a port's frames.
+#[derive(Debug)]
+enum Frames {
+    /// A TAP with a pump: carriers `stream` and `tap-fd`.
+    Pump(Pump),
+    /// The far end of a veth pair.
+    Cable(Cable),
+}
+
+impl Frames {
+    fn state(&self) -> LinkState {
+        match self {
+            Self::Pump(pump) => pump.state(),
+            Self::Cable(cable) => cable.state(),
+        }
+    }
+
+    /// Out of the switch, and into it.
+    fn counters(&self) -> (Counters, Counters) {
+        match self {
+            Self::Pump(pump) => (pump.to_stream(), pump.from_stream()),
+            Self::Cable(cable) => cable.counters(),
+        }
+    }
 }
 
 /// All link TAPs of the helper; clones share them.
@@ -106,7 +152,8 @@ impl Ports {
             }
         }
         for name in attach::link_interfaces() {
-            if !known.contains(&name) {
+            // A cable's other end is in use in a container; what declares that link takes it up again.
+            if !known.contains(&name) && attach::is_tap(&name) {
                 attach::delete(&name);
             }
         }
@@ -132,7 +179,7 @@ impl Ports {
             let link = spec.link;
             match self.open(&mut ports, spec) {
                 Ok((row, new)) => {
-                    rows.push(row);
+                    rows.extend(row);
                     fresh.extend(new.then_some(link));
                     results.push((link, Ok(())));
                 }
@@ -148,7 +195,7 @@ impl Ports {
                 *result = Err(PortError::Vswitch(Arc::clone(&error)));
             }
         } else if !fresh.is_empty() {
-            self.settle_later();
+            settle_later(&self.vswitch);
         }
         results
     }
@@ -169,7 +216,7 @@ impl Ports {
 
     /// All ports with their counters.
     pub async fn list(&self) -> Vec<PortStatus> {
-        self.ports.lock().await.values().map(|port| PortStatus::of(&port.spec, &port.pump)).collect()
+        self.ports.lock().await.values().map(|port| PortStatus::of(&port.spec, &port.frames)).collect()
     }
 
     /// Links that have a port.
@@ -177,8 +224,12 @@ impl Ports {
         self.ports.lock().await.keys().copied().collect()
     }
 
-    /// The row of a port and whether it is a new one.
-    fn open(&self, ports: &mut BTreeMap<LinkNumber, Port>, spec: PortSpec) -> Result<(BridgePort, bool), PortError> {
+    /// The row of a port, once its interface is there, and whether the port is a new one.
+    fn open(
+        &self,
+        ports: &mut BTreeMap<LinkNumber, Port>,
+        spec: PortSpec,
+    ) -> Result<(Option<BridgePort>, bool), PortError> {
         let link = spec.link;
         let row = spec.row();
         let tap_error = |source| PortError::Tap { link, source };
@@ -186,17 +237,35 @@ impl Ports {
             if port.spec.endpoint_id != spec.endpoint_id {
                 return Err(PortError::Taken { link, owner: port.spec.endpoint_id.clone() });
             }
-            if port.spec.mtu != spec.mtu {
-                port.pump.tap().set_mtu(spec.mtu).map_err(tap_error)?;
-            }
-            if !port.pump.state().ended {
+            if port.spec.carrier == spec.carrier && !port.frames.state().ended {
+                let here = match &port.frames {
+                    Frames::Pump(_) => true,
+                    Frames::Cable(cable) => cable.change(&spec),
+                };
+                if here && port.spec.mtu != spec.mtu {
+                    attach::set_mtu(&spec.interface(), spec.mtu).map_err(tap_error)?;
+                }
                 port.spec = spec;
-                return Ok((row, false));
+                return Ok((here.then_some(row), false));
             }
-            tracing::warn!(%link, "the TAP was taken away; making it anew");
+            tracing::warn!(%link, carrier = %spec.carrier, "another carrier, or the TAP was taken away; making it anew");
             self.close(ports, link);
         }
+        if spec.carrier != Carrier::Stream && self.socket_file(link).is_none() {
+            return Err(PortError::Carrier { link, carrier: spec.carrier });
+        }
         let name = spec.interface();
+        let port = link.helper_port();
+        let listen = || {
+            let listener = self.listen.bind(port).and_then(arca_proto::listen::Listener::into_fd);
+            listener.map_err(|source| PortError::Listen { port, source })
+        };
+        if spec.carrier == Carrier::Cable {
+            let (cable, here) =
+                Cable::start(&spec, listen()?, &self.vswitch).map_err(|source| PortError::Cable { link, source })?;
+            ports.insert(link, Port { spec, frames: Frames::Cable(cable) });
+            return Ok((here.then_some(row), true));
+        }
         let tap = attach::open(&name, spec.mtu).map_err(tap_error)?;
         let undo = |error| {
             attach::delete(&name);
@@ -206,22 +275,20 @@ impl Ports {
             ingress::seal(&name).map_err(|source| undo(PortError::Seal { interface: name.clone(), source }))?;
         }
         attach::no_arp_up(&name).map_err(|source| undo(tap_error(source)))?;
-        let port = link.helper_port();
-        let listener = self.listen.bind(port).and_then(arca_proto::listen::Listener::into_fd);
-        let listener = listener.map_err(|source| undo(PortError::Listen { port, source }))?;
+        let listener = listen().map_err(undo)?;
         let mut config = PumpConfig::new(link, Kind::Helper, tap, listener);
         if self.vswitch.datapath() == Datapath::User {
             // The netdev datapath segments TCP, and UDP it does not.
             config.offered = Offloads::TSO;
         }
         let pump = Pump::start(config).map_err(|source| undo(source.into()))?;
-        ports.insert(link, Port { spec, pump });
-        Ok((row, true))
+        ports.insert(link, Port { spec, frames: Frames::Pump(pump) });
+        Ok((Some(row), true))
     }
 
     fn close(&self, ports: &mut BTreeMap<LinkNumber, Port>, link: LinkNumber) {
         if let Some(port) = ports.remove(&link) {
-            drop(port.pump);
+            drop(port.frames);
         }
         let name = spec::interface(link);
         attach::delete(&name);
@@ -242,14 +309,14 @@ impl Ports {
             ListenOn::Vsock => None,
         }
     }
+}
 
-    /// New packet sockets get their buffers when ovs-vswitchd has opened them; nobody waits for that.
-    fn settle_later(&self) {
-        let vswitch = self.vswitch.clone();
-        tokio::spawn(async move {
-            if let Err(error) = vswitch.settle().await {
-                tracing::warn!(error = &error as &dyn std::error::Error, "receive buffers not raised");
-            }
-        });
-    }
+/// New packet sockets get their buffers when ovs-vswitchd has opened them; nobody waits for that.
+fn settle_later(vswitch: &Vswitch) {
+    let vswitch = vswitch.clone();
+    tokio::spawn(async move {
+        if let Err(error) = vswitch.settle().await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "receive buffers not raised");
+        }
+    });
 }

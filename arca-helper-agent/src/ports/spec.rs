@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a port shall be, what it is, and how it is written in the Interface row, from which a restarted agent reads it.
 
-use arca_link::{Counters, LinkNumber, Offloads, Pump};
+use arca_link::{Counters, LinkNumber, Offloads};
+use arca_proto::hello::Carrier;
 
+use super::Frames;
 use crate::vswitch::BridgePort;
 
 const PREFIX: &str = "arca";
@@ -20,6 +22,8 @@ pub struct PortSpec {
     pub mtu: u32,
     /// Address of the container's interface, not of the TAP.
     pub mac: [u8; 6],
+    /// How frames come.
+    pub carrier: Carrier,
 }
 
 impl PortSpec {
@@ -35,6 +39,7 @@ impl PortSpec {
             ("arca-link", self.link.to_string()),
             ("arca-endpoint", self.endpoint_id.clone()),
             ("arca-mtu", self.mtu.to_string()),
+            ("arca-carrier", self.carrier.to_string()),
         ];
         let external_ids = pairs.map(|(key, value)| (key.to_owned(), value)).into();
         BridgePort { interface: self.interface(), external_ids }
@@ -50,6 +55,12 @@ impl PortSpec {
             iface_id: get("iface-id")?.to_owned(),
             mtu: get("arca-mtu")?.parse().ok()?,
             mac: mac(get("attached-mac")?)?,
+            carrier: match get("arca-carrier")? {
+                "stream" => Carrier::Stream,
+                "tap-fd" => Carrier::TapFd,
+                "cable" => Carrier::Cable,
+                _ => return None,
+            },
         };
         (spec.interface() == row.interface).then_some(spec)
     }
@@ -77,15 +88,16 @@ pub struct PortStatus {
 }
 
 impl PortStatus {
-    pub(super) fn of(spec: &PortSpec, pump: &Pump) -> Self {
-        let state = pump.state();
+    pub(super) fn of(spec: &PortSpec, frames: &Frames) -> Self {
+        let state = frames.state();
+        let (to_stream, from_stream) = frames.counters();
         Self {
             spec: spec.clone(),
             linked: state.linked,
             epoch: state.epoch,
             offloads: state.offloads,
-            to_stream: pump.to_stream(),
-            from_stream: pump.from_stream(),
+            to_stream,
+            from_stream,
             reconnects: state.connections.saturating_sub(1),
             last_error: state.last_error.map(|text| text.to_string()),
         }
@@ -123,6 +135,7 @@ mod tests {
             iface_id: "lsp".into(),
             mtu: 1442,
             mac: [2, 0, 0, 0, 0xab, 1],
+            carrier: Carrier::TapFd,
         };
         let row = spec.row();
         assert_eq!(row.interface, "arca12");

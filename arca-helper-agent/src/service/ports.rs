@@ -38,7 +38,8 @@ pub(super) fn wanted(desired: &Desired) -> BTreeMap<LinkNumber, PortSpec> {
         let network = desired.networks.get(&e.network)?;
         let id = e.id.as_str().to_owned();
         let mtu = u32::from(network.object.mtu);
-        Some((e.link, PortSpec { link: e.link, endpoint_id: id.clone(), iface_id: id, mtu, mac: e.mac.octets() }))
+        let (iface_id, mac) = (id.clone(), e.mac.octets());
+        Some((e.link, PortSpec { link: e.link, endpoint_id: id, iface_id, mtu, mac, carrier: e.carrier }))
     };
     desired.endpoints.values().filter_map(|e| spec(&e.object)).collect()
 }

@@ -10,7 +10,7 @@ use arca_proto::helper::v1 as proto;
 use crate::nb::address::Addresses;
 use crate::nb::diff::Scope;
 use crate::nb::model::{
-    Carrier, Declared, Endpoint, EndpointId, Invalid, Network, NetworkId, PublishedPort, PublishedPortId,
+    Declared, Endpoint, EndpointId, Invalid, Network, NetworkId, PublishedPort, PublishedPortId,
 };
 use crate::nb::observed::{Columns, Observed};
 use crate::nb::rows::{Desired, ENGINE, Learned, Table};
@@ -318,9 +318,6 @@ impl State {
         let object = Endpoint::try_from(sent)?;
         let network = self.desired.networks.get(&object.network).map(|n| &n.object);
         let network = network.ok_or_else(|| Refusal::UnknownNetwork(object.network.short().to_owned()))?;
-        if object.carrier != Carrier::Stream {
-            return Err(invalid(format_args!("carrier {:?} is not available in this helper", object.carrier)));
-        }
         if let Some(a) = object.static_v4 {
             if !network.subnet.contains_host(a) {
                 return Err(invalid(format_args!("address {a} is not inside {}", network.subnet)));

@@ -26,6 +26,7 @@ use crate::ovsdb::{Atom, Database, Error, Monitor, Mutator, Op, Uuid, Value};
 
 use buffers::Raiser;
 pub use datapath::Datapath;
+pub use netlink::delete_link;
 
 /// Integration bridge: link TAPs, and OVN's flows.
 pub const BR_INT: &str = "br-int";

@@ -83,6 +83,25 @@ impl Buffer {
     }
 }
 
+/// Deletes the interface of this index; one that is gone is no error.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn delete_link(index: u32) -> io::Result<()> {
+    // include/uapi/linux/rtnetlink.h: RTM_DELLINK, struct ifinfomsg with the index at byte 4.
+    const DELETE_LINK: u16 = 17;
+    let mut buffer = Buffer::default();
+    buffer.message(DELETE_LINK, REQUEST | ACK, |buffer| {
+        buffer.bytes(&[0; 4]);
+        buffer.bytes(&index.to_ne_bytes());
+        buffer.bytes(&[0; 8]);
+    });
+    match buffer.exchange(SockProtocol::NetlinkRoute, 1) {
+        Err(error) if error.raw_os_error() == Some(nix::libc::ENODEV) => Ok(()),
+        done => done,
+    }
+}
+
 /// One datagram: number of messages in it.
 fn receive(fd: &OwnedFd) -> io::Result<usize> {
     let mut datagram = vec![0u8; 16 << 10];

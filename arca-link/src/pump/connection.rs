@@ -6,7 +6,10 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use arca_proto::hello::{Agreement, Hello, HelloError, Kind};
+use arca_proto::{
+    hello::{Agreement, Carrier, Hello, HelloError, Kind},
+    note,
+};
 
 use crate::sys;
 
@@ -27,6 +30,12 @@ pub(super) enum Broken {
     Displaced(u64),
     #[error("the TAP refused the agreed offloads: {0}")]
     Tap(#[from] crate::tap::TapError),
+    #[error("the other end says: {0}")]
+    Told(String),
+    #[error("a note was said out of turn")]
+    OutOfTurn,
+    #[error("the interface behind the lent TAP was removed")]
+    LentGone,
 }
 
 /// A connection whose hellos are not complete.
@@ -41,6 +50,7 @@ pub(super) struct Pending {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terms {
     pub(super) epoch: u64,
+    pub(super) carrier: Carrier,
     pub(super) agreement: Agreement,
 }
 
@@ -74,7 +84,10 @@ impl Pending {
             return Ok(None);
         }
         let peer = Hello::expect(peer, kind, ours.link)?;
-        Ok(Some(Terms { epoch: relay.epoch, agreement: Agreement::between(ours, &peer) }))
+        let carrier = relay.carrier();
+        ours.can(carrier)?;
+        peer.can(carrier)?;
+        Ok(Some(Terms { epoch: relay.epoch, carrier, agreement: Agreement::between(ours, &peer) }))
     }
 
     pub(super) fn into_stream(self) -> OwnedFd {
@@ -98,6 +111,8 @@ pub(super) struct Live {
     pub(super) write_cap: usize,
     /// The stream takes no more; the TAP is not read meanwhile.
     pub(super) blocked: bool,
+    /// What is said in place of frames, unless the carrier is the stream.
+    pub(super) notes: note::Reader,
 }
 
 /// Whether the other end may send a frame of this `gso_type` under `agreement`.

@@ -14,17 +14,25 @@
 //! - Stream to TAP: one read, then every complete frame in it; the incomplete rest is kept for the next read.
 //! - Unlinked, frames wait in the kernel's queue for [`HOLD`] (a relay that restarts is back within milliseconds);
 //!   after that they are dropped and counted until the next connection.
+//! - Where the relay's hello says `tap-fd` no frame goes over the stream: see `lent`.
 //! - A stream that is not a sequence of frames ends the connection with an error. The TAP stays.
 
 mod connection;
+mod lent;
 mod queue;
 mod worker;
 
-use std::{io, os::fd::OwnedFd, sync::Arc, thread::JoinHandle, time::Duration};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
+};
 
 use arca_proto::{
     frame::MAX_FRAME,
-    hello::{Kind, Offloads},
+    hello::{Carriers, Hello, Kind, Offloads},
     ports::LinkNumber,
 };
 use tokio::sync::watch;
@@ -53,12 +61,14 @@ pub struct PumpConfig {
     pub offered: Offloads,
     /// Greatest frame this end takes, [`MAX_FRAME`] unless there is a reason.
     pub max_frame: u32,
+    /// An earlier pump may have lent the TAP: frames are left to the borrower until a connection says otherwise.
+    pub lent: bool,
 }
 
 impl PumpConfig {
     /// With every offload and the greatest frame.
     pub fn new(link: LinkNumber, end: Kind, tap: Tap, listener: OwnedFd) -> Self {
-        Self { link, end, tap, listener, offered: Offloads::ALL, max_frame: MAX_FRAME }
+        Self { link, end, tap, listener, offered: Offloads::ALL, max_frame: MAX_FRAME, lent: false }
     }
 }
 
@@ -136,7 +146,7 @@ impl Pump {
     /// # Errors
     /// [`PumpError`]; TAP and listener are closed then.
     pub fn start(config: PumpConfig) -> Result<Self, PumpError> {
-        let PumpConfig { link, end, tap, listener, offered, max_frame } = config;
+        let PumpConfig { link, end, tap, listener, offered, max_frame, lent } = config;
         if end == Kind::Relay {
             return Err(PumpError::NotAnEnd(link));
         }
@@ -151,8 +161,11 @@ impl Pump {
             from_stream: Meter::default(),
             state: watch::Sender::new(LinkState { offloads: offered, max_frame, ..LinkState::default() }),
         });
-        let hello = arca_proto::hello::Hello::end(end, link, max_frame.min(MAX_FRAME), offered);
-        let worker = worker::Worker::new(shared.clone(), listener, hello).map_err(start)?;
+        // Descriptors travel between processes of one kernel only.
+        let local = crate::sys::is_unix(listener.as_fd()).map_err(start)?;
+        let carriers = if local { Carriers::TAP_FD } else { Carriers::STREAM };
+        let hello = Hello::end(end, link, max_frame.min(MAX_FRAME), offered).carrying(carriers);
+        let worker = worker::Worker::new(shared.clone(), listener, hello, lent).map_err(start)?;
         let thread = std::thread::Builder::new().name(format!("link-{link}")).spawn(move || worker.run());
         Ok(Self { thread: Thread { handle: Some(thread.map_err(start)?), waker }, shared })
     }

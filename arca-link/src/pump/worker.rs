@@ -8,12 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arca_proto::hello::Hello;
+use arca_proto::hello::{Carrier, Hello, Kind};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::{
     HOLD, Shared,
     connection::{Broken, Live, Pending, Terms, may_carry},
+    lent::Borrowed,
     queue::{ReceiveBuffer, SendQueue},
 };
 use crate::sys;
@@ -21,8 +22,10 @@ use crate::sys;
 const WAKE: u64 = 0;
 const LISTENER: u64 = 1;
 const TAP: u64 = 2;
+/// The other end's TAP, while it is lent to us.
+pub(super) const BORROWED: u64 = 3;
 /// Tokens from here on are connections, never used twice.
-const FIRST_CONNECTION: u64 = 3;
+const FIRST_CONNECTION: u64 = 4;
 
 /// Connections that may be in their hellos at once; beyond it the oldest is closed.
 const MAX_PENDING: usize = 4;
@@ -32,16 +35,20 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
 const DROP_TURN: usize = 256;
 
 pub(super) struct Worker {
-    shared: Arc<Shared>,
-    epoll: Epoll,
+    pub(super) shared: Arc<Shared>,
+    pub(super) epoll: Epoll,
     listener: OwnedFd,
-    hello: Hello,
+    pub(super) hello: Hello,
     next_token: u64,
     pending: Vec<(u64, Pending)>,
-    live: Option<Live>,
+    pub(super) live: Option<Live>,
     /// Terms of the live or the last connection.
     terms: Option<Terms>,
-    send: SendQueue,
+    /// The other end reads our TAP: we do not, also while no connection stands.
+    pub(super) lent: bool,
+    /// The other end's TAP. Kept when a connection breaks: frames do not need it.
+    pub(super) borrowed: Option<Borrowed>,
+    pub(super) send: SendQueue,
     receive: ReceiveBuffer,
     /// Unlinked, but frames still wait for a connection.
     hold_until: Option<Instant>,
@@ -51,13 +58,14 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new(shared: Arc<Shared>, listener: OwnedFd, hello: Hello) -> io::Result<Self> {
+    pub(super) fn new(shared: Arc<Shared>, listener: OwnedFd, hello: Hello, lent: bool) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         sys::set_nonblocking(listener.as_fd())?;
         sys::raise_buffers(listener.as_fd());
         epoll.add(&*shared.waker, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
         epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
-        epoll.add(&shared.tap, EpollEvent::new(EpollFlags::EPOLLIN, TAP))?;
+        let frames = if lent { EpollFlags::empty() } else { EpollFlags::EPOLLIN };
+        epoll.add(&shared.tap, EpollEvent::new(frames, TAP))?;
         Ok(Self {
             shared,
             epoll,
@@ -67,11 +75,13 @@ impl Worker {
             pending: Vec::new(),
             live: None,
             terms: None,
+            lent,
+            borrowed: None,
             send: SendQueue::new(),
             receive: ReceiveBuffer::new(),
             hold_until: None,
             deaf_until: None,
-            tap_watched: true,
+            tap_watched: !lent,
         })
     }
 
@@ -102,6 +112,7 @@ impl Worker {
                     LISTENER => self.accept()?,
                     TAP if event.events().contains(EpollFlags::EPOLLERR) => return Err(gone()),
                     TAP => self.pump_tap()?,
+                    BORROWED => self.pump_borrowed(event.events())?,
                     token => self.connection(token, event.events())?,
                 }
             }
@@ -164,7 +175,11 @@ impl Worker {
             let done = if events.contains(EpollFlags::EPOLLOUT) { self.flush() } else { Ok(()) };
             // A hang-up is read as the end of the stream, after what came before it.
             let read = EpollFlags::EPOLLIN | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
-            let done = if events.intersects(read) { done.and_then(|()| self.pump_stream()) } else { done };
+            let done = match self.live.as_ref().map(|live| live.terms.carrier) {
+                _ if !events.intersects(read) => done,
+                Some(Carrier::Stream) | None => done.and_then(|()| self.pump_stream()),
+                Some(_) => done.and_then(|()| self.take_notes()),
+            };
             return done.or_else(|error| self.unlink(&error));
         }
         let Some(at) = self.pending.iter().position(|(t, _)| *t == token) else { return Ok(()) };
@@ -199,7 +214,7 @@ impl Worker {
             self.refused(&error.into());
             return Ok(());
         }
-        if !terms.agreement.offloads.contains(former) {
+        if self.borrowed.is_none() && !self.lent && !terms.agreement.offloads.contains(former) {
             // Frames made under the former terms are waiting: the other end cannot take them.
             let (frames, _) = self.send.clear();
             self.shared.to_stream.dropped(frames);
@@ -208,9 +223,27 @@ impl Worker {
         let stream = pending.into_stream();
         let write_cap = sys::write_cap(stream.as_fd())?;
         self.receive.clear();
-        self.live = Some(Live { stream, token, terms, write_cap, blocked: false });
+        self.live = Some(Live { stream, token, terms, write_cap, blocked: false, notes: Default::default() });
         self.terms = Some(terms);
         self.hold_until = None;
+        match (terms.carrier, self.hello.kind) {
+            (Carrier::Stream, _) => {
+                (self.lent, self.borrowed) = (false, None);
+                self.linked(&terms);
+                self.watch_tap(true)?;
+                self.flush()
+            }
+            (_, Kind::Container) => {
+                self.watch_tap(false)?;
+                self.lend()
+            }
+            // What is to be borrowed comes next.
+            (..) => Ok(()),
+        }
+        .or_else(|error| self.unlink(&error))
+    }
+
+    pub(super) fn linked(&self, terms: &Terms) {
         self.shared.state.send_modify(|state| {
             state.linked = true;
             state.epoch = terms.epoch;
@@ -220,17 +253,17 @@ impl Worker {
             state.last_error = None;
         });
         tracing::debug!(link = %self.shared.link, ?terms, "linked");
-        self.watch_tap(true)?;
-        self.flush().or_else(|error| self.unlink(&error))
     }
 
-    fn unlink(&mut self, error: &Broken) -> io::Result<()> {
+    pub(super) fn unlink(&mut self, error: &Broken) -> io::Result<()> {
         tracing::info!(link = %self.shared.link, %error, "unlinked");
         self.live = None;
         self.receive.clear();
-        self.send.rewind();
-        self.hold_until = Some(Instant::now() + HOLD);
-        self.watch_tap(false)?;
+        if !self.lent && self.borrowed.is_none() {
+            self.send.rewind();
+            self.hold_until = Some(Instant::now() + HOLD);
+            self.watch_tap(false)?;
+        }
         self.shared.state.send_modify(|state| {
             state.linked = false;
             state.last_error = Some(error.to_string().into());
@@ -238,7 +271,7 @@ impl Worker {
         Ok(())
     }
 
-    fn watch_tap(&mut self, watch: bool) -> io::Result<()> {
+    pub(super) fn watch_tap(&mut self, watch: bool) -> io::Result<()> {
         if self.tap_watched != watch {
             let flags = if watch { EpollFlags::EPOLLIN } else { EpollFlags::empty() };
             self.epoll.modify(&self.shared.tap, &mut EpollEvent::new(flags, TAP))?;
@@ -248,6 +281,9 @@ impl Worker {
     }
 
     fn pump_tap(&mut self) -> io::Result<()> {
+        if self.borrowed.is_some() {
+            return self.pump_to_borrowed();
+        }
         let Some(live) = &self.live else {
             self.drop_frames()?;
             return Ok(());

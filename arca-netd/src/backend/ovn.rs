@@ -8,8 +8,10 @@
 use std::{sync::Arc, time::Duration};
 
 use arca_proto::{
+    dial::Address as MachineAddress,
+    hello::Carrier,
     helper::v1::{self as helper, ErrorKind, ObjectKind},
-    relay::v1::Carrier,
+    relay::v1 as relay,
     tap::v1::{AttachNetworkRequest, attach_progress},
 };
 use async_trait::async_trait;
@@ -25,6 +27,7 @@ use crate::{
         relay::Relay,
         tap::{Attaching, Tap},
     },
+    store::Store,
     validate::endpoint::ADDRESS_TAKEN,
 };
 
@@ -41,14 +44,61 @@ pub const CAPABILITIES: Capabilities = Capabilities { hot_attach: true, port_map
 pub struct Ovn {
     agent: Arc<Agent>,
     relay: Arc<Relay>,
-    carrier: Carrier,
+    store: Store,
+    carrier: relay::Carrier,
 }
 
 impl Ovn {
-    /// Over these two.
+    /// Over these two. An unspecified carrier means the fastest that comes up, for each link by itself.
     #[must_use]
-    pub fn new(agent: Arc<Agent>, relay: Arc<Relay>, carrier: Carrier) -> Self {
-        Self { agent, relay, carrier }
+    pub fn new(agent: Arc<Agent>, relay: Arc<Relay>, store: Store, carrier: relay::Carrier) -> Self {
+        Self { agent, relay, store, carrier }
+    }
+
+    /// Carriers to try for a link, in this order.
+    fn carriers(&self, place: &Place) -> Vec<Carrier> {
+        match Carrier::try_from(i32::from(self.carrier)) {
+            Ok(carrier) if self.carrier != relay::Carrier::Unspecified => vec![carrier],
+            // Descriptors and veth pairs stay within one kernel.
+            _ if matches!(place.address, MachineAddress::Sockets(_)) && self.relay.is_on_this_kernel() => {
+                vec![Carrier::Cable, Carrier::TapFd, Carrier::Stream]
+            }
+            _ => vec![Carrier::Stream],
+        }
+    }
+
+    /// Stores which carrier is tried. A further try is a new generation: the one before it was withdrawn.
+    async fn choose(&self, endpoint: &Endpoint, carrier: Carrier, again: bool) -> Result<Arc<Endpoint>> {
+        if !again && endpoint.place.as_ref().is_some_and(|place| place.carrier == carrier) {
+            return Ok(Arc::new(endpoint.clone()));
+        }
+        let id = endpoint.id.clone();
+        self.store
+            .update(move |draft| {
+                let generation = again.then(|| draft.next_generation());
+                let edited = draft.edit_endpoint(&id, |endpoint| {
+                    endpoint.generation = generation.unwrap_or(endpoint.generation);
+                    endpoint.place.iter_mut().for_each(|place| place.carrier = carrier);
+                });
+                edited.ok_or_else(|| Error::Failed("the endpoint vanished while it was made".into()))
+            })
+            .await
+    }
+
+    /// One try, over the carrier that the endpoint has.
+    async fn attach_by(&self, network: &Network, endpoint: &Endpoint) -> Result<Addresses, (&'static str, Error)> {
+        let Some(place) = &endpoint.place else { return Ok(Addresses::default()) };
+        let mut attach = Attach {
+            ovn: self,
+            network,
+            endpoint,
+            place,
+            tap: Tap::new(&place.address),
+            got: Addresses::default(),
+            progress: None,
+        };
+        let steps: [&dyn Step<Attach<'_>>; 6] = [&Rows, &Address, &Interface, &Link, &Confirm, &Up];
+        run_all(&steps, &mut attach).await.map(|()| attach.got)
     }
 
     async fn put(&self, object: helper::Object, network: &Network) -> Result<()> {
@@ -101,18 +151,22 @@ impl Backend for Ovn {
     async fn attach(&self, network: &Network, endpoint: &Endpoint) -> Result<Addresses> {
         let Some(place) = &endpoint.place else { return Ok(Addresses::default()) };
         self.agent.need_helper();
-        let mut attach = Attach {
-            ovn: self,
-            network,
-            endpoint,
-            place,
-            tap: Tap::new(&place.address),
-            got: Addresses::default(),
-            progress: None,
+        let mut carriers = self.carriers(place).into_iter().peekable();
+        let mut again = false;
+        let outcome = loop {
+            let carrier = carriers.next().unwrap_or_default();
+            let endpoint = self.choose(endpoint, carrier, again).await?;
+            match self.attach_by(network, &endpoint).await {
+                // Only what a carrier itself cannot do is no failure of the attachment yet.
+                Err((step @ ("interface" | "link"), error)) if carriers.peek().is_some() => {
+                    tracing::warn!(step, %error, %carrier, link = %place.link, "carrier does not come up; the next one");
+                    again = true;
+                }
+                outcome => break outcome,
+            }
         };
-        let steps: [&dyn Step<Attach<'_>>; 6] = [&Rows, &Address, &Interface, &Link, &Confirm, &Up];
-        match run_all(&steps, &mut attach).await {
-            Ok(()) => Ok(attach.got),
+        match outcome {
+            Ok(got) => Ok(got),
             // Docker's own texts go through as they are; the step is for what Docker has no text for.
             Err((step, error)) if error.is_dockers() => {
                 tracing::info!(step, %error, network_id = %network.id, "attach refused");
@@ -125,7 +179,7 @@ impl Backend for Ovn {
     }
 
     async fn rename(&self, network: &Network, endpoint: &Endpoint) -> Result<()> {
-        match objects::endpoint(endpoint, network, self.carrier) {
+        match objects::endpoint(endpoint, network) {
             Some(object) => self.put(object, network).await,
             None => Ok(()),
         }
@@ -183,7 +237,7 @@ impl<'a> Step<Attach<'a>> for Rows {
     }
 
     async fn run(&self, a: &mut Attach<'a>) -> Result<()> {
-        let object = objects::endpoint(a.endpoint, a.network, a.ovn.carrier);
+        let object = objects::endpoint(a.endpoint, a.network);
         let observations = a.ovn.agent.apply(object.into_iter().collect(), Vec::new()).await?;
         observations.iter().try_for_each(|observation| check(observation, a.network))
     }
@@ -237,7 +291,7 @@ impl<'a> Step<Attach<'a>> for Interface {
             gateway_v6: a.network.route_v6().map(|address| address.to_string()).unwrap_or_default(),
             confirm_dhcp: a.got.v4.is_some(),
             timeout_ms: CONFIRM_MS,
-            cable: a.ovn.carrier == Carrier::Cable,
+            cable: a.place.carrier == Carrier::Cable,
         };
         let mut progress = a.tap.attach(request).await?;
         let listening = progress.until(attach_progress::Step::Listening).await;

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use arca_proto::hello::Carrier;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{Engine, EventKind, detached};
@@ -311,5 +312,5 @@ fn place(
         Some(name) => name.clone(),
         None => names::next_interface(draft, &machine, network),
     };
-    Ok(Place { machine, address, link, interface, mac })
+    Ok(Place { machine, address, link, interface, mac, carrier: Carrier::default() })
 }

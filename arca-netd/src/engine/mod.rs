@@ -15,7 +15,6 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use arca_proto::relay::v1::Carrier;
 use ipnet::Ipv4Net;
 use tokio::sync::broadcast;
 
@@ -70,15 +69,13 @@ pub struct Settings {
     pub pools: Vec<AddressPool>,
     /// What "" and "bridge" mean.
     pub default_kind: DefaultKind,
-    /// Carrier of links.
-    pub carrier: Carrier,
 }
 
 impl Settings {
     /// Docker's pools.
     #[must_use]
-    pub fn new(default_kind: DefaultKind, carrier: Carrier) -> Self {
-        Self { pools: pools::docker_defaults(), default_kind, carrier }
+    pub fn new(default_kind: DefaultKind) -> Self {
+        Self { pools: pools::docker_defaults(), default_kind }
     }
 }
 
@@ -100,7 +97,6 @@ pub struct Engine {
     pub(crate) agent: Arc<Agent>,
     pub(crate) relay: Arc<Relay>,
     pub(crate) helper: Arc<Helper>,
-    pub(crate) carrier: Carrier,
     settings: Settings,
     events: broadcast::Sender<Event>,
     /// Attaches of one workload go side by side, everything else about it alone.
@@ -129,7 +125,6 @@ impl Engine {
             agent,
             relay,
             helper,
-            carrier: settings.carrier,
             settings,
             events: broadcast::Sender::new(1024),
             workloads: Locks::default(),

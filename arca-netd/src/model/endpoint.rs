@@ -8,7 +8,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use arca_proto::{dial::Address, ports::LinkNumber};
+use arca_proto::{dial::Address, hello::Carrier, ports::LinkNumber};
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +40,9 @@ pub struct Place {
     pub interface: String,
     /// Hardware address.
     pub mac: MacAddr,
+    /// How its frames travel.
+    #[serde(default)]
+    pub carrier: Carrier,
 }
 
 /// An endpoint as stored.

@@ -11,7 +11,6 @@ use arca_proto::{
     dial,
     helper::v1::{self as proto, helper_client::HelperClient},
     ports,
-    relay::v1::Carrier,
 };
 use ipnet::Ipv4Net;
 use tokio::{
@@ -50,7 +49,6 @@ pub type Observed = HashMap<String, proto::Observation>;
 pub struct Agent {
     helper: Arc<Helper>,
     store: Store,
-    carrier: Carrier,
     client: watch::Sender<Option<Client>>,
     observed: watch::Sender<Observed>,
     gate: RwLock<()>,
@@ -60,11 +58,10 @@ pub struct Agent {
 impl Agent {
     /// A handle; nothing happens before [`Agent::run`].
     #[must_use]
-    pub fn new(helper: Arc<Helper>, store: Store, carrier: Carrier) -> Self {
+    pub fn new(helper: Arc<Helper>, store: Store) -> Self {
         Self {
             helper,
             store,
-            carrier,
             client: watch::Sender::new(None),
             observed: watch::Sender::new(Observed::new()),
             gate: RwLock::new(()),
@@ -159,7 +156,7 @@ impl Agent {
     async fn full_sync(&self, client: &mut Client) -> Result<()> {
         let _alone = self.gate.write().await;
         let epoch = self.store.update(|draft| Ok::<_, Error>(draft.next_generation())).await?;
-        let objects = objects::desired(&self.store.state(), self.carrier);
+        let objects = objects::desired(&self.store.state());
         let count = objects.len();
         let item = |kind| proto::SyncItem { kind: Some(kind) };
         let items = std::iter::once(item(proto::sync_item::Kind::Epoch(epoch)))
@@ -218,9 +215,7 @@ impl Agent {
             .unzip();
         tracing::warn!(endpoints = put.len(), "OVN has allocated other addresses than those in use; they are pinned");
         let state = self.store.state();
-        let object = |endpoint: Arc<Endpoint>| {
-            objects::endpoint(&endpoint, state.networks.get(&endpoint.network)?, self.carrier)
-        };
+        let object = |endpoint: Arc<Endpoint>| objects::endpoint(&endpoint, state.networks.get(&endpoint.network)?);
         self.apply(put.into_iter().filter_map(object).collect(), remove).await.map(drop)
     }
 

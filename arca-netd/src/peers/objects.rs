@@ -44,7 +44,7 @@ pub fn network(network: &Network) -> proto::Object {
 
 /// An endpoint; none if it has no interface.
 #[must_use]
-pub fn endpoint(endpoint: &Endpoint, network: &Network, carrier: relay::Carrier) -> Option<proto::Object> {
+pub fn endpoint(endpoint: &Endpoint, network: &Network) -> Option<proto::Object> {
     let place = endpoint.place.as_ref()?;
     // A name nobody can ask for is shown by inspect and of no use here.
     let names = names::dns_names(endpoint, network).into_iter().filter(|name| names::is_dns_name(name));
@@ -59,7 +59,7 @@ pub fn endpoint(endpoint: &Endpoint, network: &Network, carrier: relay::Carrier)
         static_v6: endpoint.fixed_v6().map(|address| address.to_string()).unwrap_or_default(),
         names: names.collect(),
         hostname: hostname.unwrap_or_default().to_owned(),
-        carrier: carrier.into(),
+        carrier: relay::Carrier::from(place.carrier).into(),
         machine_id: place.machine.as_str().to_owned(),
     });
     Some(proto::Object { generation: endpoint.generation, kind: Some(kind) })
@@ -96,13 +96,13 @@ pub fn protocol(protocol: Protocol) -> relay::Protocol {
 /// Everything the helper should hold: networks, then what stands on them. Endpoints on their way belong to it, those
 /// being removed do not.
 #[must_use]
-pub fn desired(state: &State, carrier: relay::Carrier) -> Vec<proto::Object> {
+pub fn desired(state: &State) -> Vec<proto::Object> {
     let networks = state.networks.values().filter(|n| n.kind == Kind::Ovs).map(|n| network(n));
     let endpoints = state
         .endpoints
         .values()
         .filter(|e| e.phase != Phase::Removing && state.kind_of(e) == Some(Kind::Ovs))
-        .filter_map(|e| endpoint(e, state.networks.get(&e.network)?, carrier));
+        .filter_map(|e| endpoint(e, state.networks.get(&e.network)?));
     let ports = state.publications.values().filter_map(|p| published_port(p));
     networks.chain(endpoints).chain(ports).collect()
 }

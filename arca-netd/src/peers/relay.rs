@@ -50,7 +50,6 @@ pub struct Relay {
     channel: Channel,
     helper: Arc<Helper>,
     store: Store,
-    carrier: Carrier,
     sessions: AtomicU64,
     links: watch::Sender<HashMap<u32, proto::Link>>,
     kick: Notify,
@@ -70,12 +69,11 @@ pub enum BindError {
 impl Relay {
     /// A handle; nothing is watched before [`Relay::run`].
     #[must_use]
-    pub fn new(socket: &Path, helper: Arc<Helper>, store: Store, carrier: Carrier) -> Self {
+    pub fn new(socket: &Path, helper: Arc<Helper>, store: Store) -> Self {
         Self {
             channel: dial::unix_channel(socket),
             helper,
             store,
-            carrier,
             sessions: AtomicU64::new(0),
             links: watch::Sender::new(HashMap::new()),
             kick: Notify::new(),
@@ -84,6 +82,12 @@ impl Relay {
 
     fn client(&self) -> RelayClient<Channel> {
         RelayClient::new(self.channel.clone())
+    }
+
+    /// Whether the helper machine shares this host's kernel.
+    #[must_use]
+    pub fn is_on_this_kernel(&self) -> bool {
+        self.helper.is_on_this_kernel()
     }
 
     /// Asks for a comparison soon.
@@ -277,9 +281,12 @@ impl Relay {
     /// Which end failed, or that there is no helper.
     pub async fn open(&self, link: LinkNumber, container: &Address) -> Result<()> {
         let helper = self.helper.current().ok_or_else(|| Error::Unavailable("the helper machine is down".into()))?;
+        let state = self.store.state();
+        let place = state.endpoints.values().filter_map(|e| e.place.as_ref()).find(|place| place.link == link);
+        let carrier = Carrier::from(place.map(|place| place.carrier).unwrap_or_default());
         let request = proto::OpenLinkRequest {
             link: link.get(),
-            carrier: self.carrier.into(),
+            carrier: carrier.into(),
             container: Some(container.clone().into()),
             helper: Some(helper.address.into()),
             timeout_ms: OPEN_MS,

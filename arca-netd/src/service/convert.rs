@@ -215,7 +215,7 @@ impl<'a> View<'a> {
             aliases: endpoint.aliases.clone(),
             up,
             error,
-            carrier: if linked { self.engine.carrier.into() } else { 0 },
+            carrier: place.filter(|_| linked).map_or(0, |place| relay::Carrier::from(place.carrier).into()),
             backend: network.map_or("", |network| network.backend()).to_owned(),
         }
     }

@@ -10,6 +10,13 @@
 //!     any state ---- close, or replaced, or the first connection given up ----> Closed (gone from the list)
 //! ```
 
+mod count;
+#[cfg(target_os = "linux")]
+#[path = "handed_linux.rs"]
+mod handed;
+#[cfg(not(target_os = "linux"))]
+#[path = "handed_other.rs"]
+mod handed;
 #[cfg(target_os = "linux")]
 #[path = "joint_linux.rs"]
 mod joint;
@@ -20,22 +27,29 @@ mod task;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use arca_proto::{dial::Address, hello::Offloads, ports::LinkNumber};
+use arca_proto::{
+    dial::Address,
+    hello::{Carrier, Offloads},
+    ports::LinkNumber,
+};
+use futures_util::future::join_all;
 use tokio::{
     sync::{Mutex, broadcast, watch},
     task::JoinHandle,
     time::timeout,
 };
 
+use count::Count;
 pub use joint::Counters;
-use joint::Counting;
 
 /// Changes kept for a watcher that is behind; beyond it the watcher gets all links anew.
 const BACKLOG: usize = 1024;
 
-/// The two ends of a link.
+/// The two ends of a link, and how frames travel between them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ends {
+    /// Carrier.
+    pub carrier: Carrier,
     /// Machine whose port 20000 + n is dialled.
     pub container: Address,
     /// Machine whose port 30000 + n is dialled.
@@ -96,7 +110,7 @@ pub struct NotUp {
 struct Entry {
     ends: Ends,
     progress: watch::Receiver<Progress>,
-    counting: Arc<Counting>,
+    counting: Arc<Count>,
     task: JoinHandle<()>,
 }
 
@@ -189,7 +203,7 @@ impl Links {
     }
 
     fn start(&self, link: LinkNumber, ends: Ends) -> Entry {
-        let counting = Arc::new(Counting::default());
+        let counting = Arc::new(Count::default());
         let (sender, progress) = watch::channel(Progress::default());
         let publish = task::Publish {
             link,
@@ -198,7 +212,8 @@ impl Links {
             progress: sender,
             changes: self.0.changes.clone(),
         };
-        tracing::debug!(%link, container = %ends.container, helper = %ends.helper, "link opened");
+        let Ends { carrier, container, helper } = &ends;
+        tracing::debug!(%link, %carrier, %container, %helper, "link opened");
         Entry { ends, progress, counting, task: tokio::spawn(task::run(publish)) }
     }
 
@@ -230,6 +245,8 @@ impl Links {
 
     /// All links, by number.
     pub async fn list(&self) -> Vec<Snapshot> {
+        let counts: Vec<_> = self.0.entries.lock().await.values().map(|entry| entry.counting.clone()).collect();
+        join_all(counts.iter().map(|count| count.refresh())).await;
         self.0.entries.lock().await.iter().map(|(link, entry)| entry.snapshot(*link)).collect()
     }
 

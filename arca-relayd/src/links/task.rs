@@ -9,7 +9,7 @@ use std::{
 
 use arca_proto::{
     dial::{DialError, dial},
-    hello::{Agreement, Offloads},
+    hello::{Agreement, Carrier, Offloads},
     ports::LinkNumber,
 };
 use tokio::{
@@ -19,7 +19,9 @@ use tokio::{
 
 use super::{
     Ends, Phase, Progress, Snapshot,
-    joint::{Counting, Joint, JointConfig, State},
+    count::Count,
+    handed::Handed,
+    joint::{Joint, JointConfig, State},
 };
 
 /// First pause after a failure; doubled up to the last.
@@ -33,7 +35,7 @@ const STEP: Duration = Duration::from_secs(2);
 pub(super) struct Publish {
     pub(super) link: LinkNumber,
     pub(super) ends: Ends,
-    pub(super) counting: Arc<Counting>,
+    pub(super) counting: Arc<Count>,
     pub(super) progress: watch::Sender<Progress>,
     pub(super) changes: broadcast::Sender<Snapshot>,
 }
@@ -74,6 +76,16 @@ enum Failed {
     Hello(Arc<str>),
     #[error("the ends have not said hello within two seconds")]
     Silent,
+    #[error("{0}")]
+    Handed(String),
+}
+
+/// What stands while a link is up.
+enum Joined {
+    /// Frames pass here.
+    Frames(Joint),
+    /// They do not.
+    Handed(Handed),
 }
 
 /// The whole chain in one line: this text travels as a string.
@@ -95,7 +107,7 @@ pub(super) async fn run(publish: Publish) {
         epoch = now_ns().max(epoch + 1);
         publish.progress.send_modify(|progress| progress.epoch = epoch);
         let why = match connect(&publish, epoch).await {
-            Ok((joint, agreement)) => {
+            Ok((joined, agreement)) => {
                 let since = Instant::now();
                 publish.update(|progress| {
                     progress.phase = Phase::Up;
@@ -103,9 +115,13 @@ pub(super) async fn run(publish: Publish) {
                     progress.reconnects = connections;
                     progress.last_error.clear();
                 });
-                tracing::info!(link = %publish.link, epoch, offloads = %agreement.offloads, "link up");
+                let (link, carrier) = (publish.link, publish.ends.carrier);
+                tracing::info!(%link, %carrier, epoch, offloads = %agreement.offloads, "link up");
                 connections += 1;
-                let why = ended(&joint).await;
+                let why = match joined {
+                    Joined::Frames(joint) => ended(&joint).await,
+                    Joined::Handed(handed) => handed.ended(&publish.counting).await,
+                };
                 if since.elapsed() >= LIVED {
                     pause = FIRST_PAUSE;
                 }
@@ -124,18 +140,23 @@ pub(super) async fn run(publish: Publish) {
     }
 }
 
-async fn connect(publish: &Publish, epoch: u64) -> Result<(Joint, Agreement), Failed> {
+async fn connect(publish: &Publish, epoch: u64) -> Result<(Joined, Agreement), Failed> {
     let Publish { link, ends, .. } = publish;
     let one = async |end, address, port| {
         let stream = timeout(STEP, dial(address, port)).await.map_err(|_| Failed::Slow(end))?;
-        let stream = stream.map_err(|source| Failed::Dial { end, source })?;
-        stream.into_fd().map_err(|error| Failed::Descriptor(end, error))
+        stream.map_err(|source| Failed::Dial { end, source })
     };
     let (container, helper) = tokio::try_join!(
         one("container", &ends.container, link.container_port()),
         one("helper", &ends.helper, link.helper_port()),
     )?;
-    let counters = publish.counting.clone();
+    if ends.carrier != Carrier::Stream {
+        let handed = Handed::join(*link, epoch, ends.carrier, container, helper).await.map_err(Failed::Handed)?;
+        return Ok((Joined::Handed(handed.0), handed.1));
+    }
+    let container = container.into_fd().map_err(|error| Failed::Descriptor("container", error))?;
+    let helper = helper.into_fd().map_err(|error| Failed::Descriptor("helper", error))?;
+    let counters = publish.counting.here.clone();
     let joint =
         Joint::start(JointConfig { link: *link, epoch, container, helper, counters }).map_err(Failed::Thread)?;
     let mut state = joint.watch();
@@ -146,7 +167,7 @@ async fn connect(publish: &Publish, epoch: u64) -> Result<(Joint, Agreement), Fa
         Ok(State::Connecting) | Err(_) => return Err(Failed::Hello("the relay thread ended".into())),
     };
     drop(said);
-    Ok((joint, agreement))
+    Ok((Joined::Frames(joint), agreement))
 }
 
 async fn ended(joint: &Joint) -> Arc<str> {

@@ -61,7 +61,7 @@ impl Machines {
 
 fn ends(directory: &Path) -> Ends {
     let address = Address::Sockets(directory.to_owned());
-    Ends { container: address.clone(), helper: address }
+    Ends { carrier: Carrier::Stream, container: address.clone(), helper: address }
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ fn good() -> AttachNetworkRequest {
         gateway_v6: "fd00:18::1".into(),
         confirm_dhcp: true,
         timeout_ms: 0,
+        cable: false,
     }
 }
 

@@ -129,6 +129,7 @@ pub fn request(link: u32) -> AttachNetworkRequest {
         gateway_v6: "fd00:18::1".into(),
         confirm_dhcp: true,
         timeout_ms: 3000,
+        cable: false,
     }
 }
 

@@ -47,11 +47,12 @@ impl Bridge {
     }
 }
 
-struct Holder(Child);
+/// A network namespace, held by a process that waits.
+pub(crate) struct Holder(Child);
 
 impl Holder {
     /// A process that waits on its input; it ends when this one does.
-    fn start() -> anyhow::Result<Self> {
+    pub(crate) fn start() -> anyhow::Result<Self> {
         let mut command = Command::new("unshare");
         command.args(["--net", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
         let mut holder = Self(command.spawn().context("make a namespace")?);
@@ -61,7 +62,7 @@ impl Holder {
         Ok(holder)
     }
 
-    fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.0.id()
     }
 }

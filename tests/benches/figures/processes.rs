@@ -70,6 +70,12 @@ impl Process {
         format!("{} {}", self.name, of.trim()).trim_end().to_owned()
     }
 
+    /// Process id.
+    #[allow(dead_code, reason = "the other bench takes the rest")]
+    pub(crate) fn id(&self) -> u32 {
+        self.pid
+    }
+
     /// Resident bytes.
     pub(crate) fn resident(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
