@@ -54,6 +54,20 @@ def ordered(items, key):
     return items
 
 
+def outcome(answer):
+    """Status or exit code with what was said about it."""
+    body = answer.get("body")
+    said = body.get("message", "") if isinstance(body, dict) else body if isinstance(body, str) else ""
+    return f"{answer.get('status', answer.get('code'))} {said or answer.get('stderr', '') or answer.get('error', '')}".strip()
+
+
+def told(docker, arca):
+    """The differences of two answers; where one failed and the other did not, that alone."""
+    if any(docker.get(key) != arca.get(key) for key in ("status", "code")):
+        return [(".outcome", outcome(docker), outcome(arca))]
+    return differences(docker, arca)
+
+
 def differences(docker, arca, path=""):
     """[(path, docker's, arca's)] of two normalised answers."""
     if isinstance(docker, dict) and isinstance(arca, dict):
