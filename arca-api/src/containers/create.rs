@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 use serde::Deserialize;
 
 use crate::{
-    containers::{Container, Record, copy_up, files, mounts, names, networks, signals},
+    containers::{Container, Record, copy_up, files, links, mounts, names, networks, signals},
     docker::{
         config::ContainerConfig, health::HealthConfig, host_config::HostConfig, network::EndpointSettings, ports::Port,
         time::now,
@@ -140,6 +140,7 @@ pub async fn create(
         ..Record::default()
     };
     files::validate(&record)?;
+    record.links = links::register(engine, &record)?;
     networks::check_wishes(engine, &record).await?;
     record.name = reserve(engine, name, &id)?;
     let made = finish(engine, record.clone()).await;

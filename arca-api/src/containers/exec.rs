@@ -163,7 +163,7 @@ pub fn process(engine: &Engine, exec: &Exec) -> ApiResult<Value> {
     let root: Vec<_> =
         [engine.folder(&record.id).join("upper")].into_iter().chain(record.layers.iter().cloned()).collect();
     let input =
-        spec::Input { id: &record.id, config: &record.config, host: &record.host, mounts: &mounts, root: &root };
+        spec::Input { id: &record.id, config: &record.process_config(), host: &record.host, mounts: &mounts, root: &root };
     let options = spec::ExecOptions {
         command: config.cmd.clone().unwrap_or_default(),
         env: config.env.clone().unwrap_or_default(),

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The three files that Arca keeps for a container: hostname, hosts, resolv.conf. Bind-mounted into it, written at start;
-//! hosts and resolv.conf again at connect and disconnect (in place: a mount follows the file, not its name).
+//! The three files that Arca keeps for a container: hostname, hosts, resolv.conf. Bind-mounted into it and written at
+//! start; connect and disconnect then change single lines of hosts, and resolv.conf unless somebody else has written it
+//! (in place: a mount follows the file, not its name). What stands in resolv.conf is the business of [`super::resolv`].
 
 use std::{
     fmt::Write as _,
@@ -10,7 +11,8 @@ use std::{
 };
 
 use crate::{
-    containers::{Record, networks::on_user_network},
+    containers::{Record, networks, resolv},
+    docker::network::EndpointSettings,
     http::{ApiError, ApiResult},
 };
 
@@ -27,6 +29,9 @@ const LOCAL_NAMES: &[(&str, &str)] = &[
 /// Names of the three files in the container's folder, and where they appear.
 pub const FILES: [(&str, &str); 3] =
     [("resolv.conf", "/etc/resolv.conf"), ("hostname", "/etc/hostname"), ("hosts", "/etc/hosts")];
+
+/// Address in `--add-host` that stands for the host.
+const HOST_GATEWAY: &str = "host-gateway";
 
 /// What resolv.conf had when it was last written here: a workload's own changes are left alone.
 const WRITTEN: &str = "resolv.conf.written";
@@ -49,126 +54,174 @@ fn split_extra(extra: &str) -> ApiResult<(String, String)> {
         return Err(ApiError::bad_request(format!("bad format for add-host: \"{extra}\"")));
     };
     let bare = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
-    if bare != "host-gateway" && bare.parse::<IpAddr>().is_err() {
+    if bare != HOST_GATEWAY && bare.parse::<IpAddr>().is_err() {
         return Err(ApiError::bad_request(format!("invalid IP address in add-host: \"{address}\"")));
     }
     Ok((name.to_owned(), bare.to_owned()))
 }
 
-/// Text of /etc/hosts.
-pub fn hosts(record: &Record) -> String {
-    let mut text = String::new();
-    if record.is_host_network() {
-        text = fs::read_to_string("/etc/hosts").unwrap_or_default();
-    } else {
-        for (address, names) in LOCAL_NAMES {
-            let _ = writeln!(text, "{address}\t{names}");
-        }
-    }
-    let gateway = record.networks.values().map(|network| network.settings.gateway.as_str()).find(|ip| !ip.is_empty());
-    for extra in record.host.extra_hosts.iter().flatten() {
-        // Checked at create; a gateway that is not there yet leaves its line out.
-        let Ok((name, address)) = split_extra(extra) else { continue };
-        let address = if address == "host-gateway" { gateway.unwrap_or("").to_owned() } else { address };
-        if !address.is_empty() {
-            let _ = writeln!(text, "{address}\t{name}");
-        }
-    }
+/// What is in a hosts file beside what the container's own record tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Others {
+    /// Address of the host, for `host-gateway`.
+    pub host: String,
+    /// Containers on the default bridge that this one is linked to: address and names.
+    pub links: Vec<(String, String)>,
+}
+
+/// Whether some `--add-host` means the host, whose address must then be known.
+pub fn means_host(record: &Record) -> bool {
+    let extra = record.host.extra_hosts.iter().flatten();
+    extra.filter_map(|extra| split_extra(extra).ok()).any(|(_, address)| address == HOST_GATEWAY)
+}
+
+/// The container's own name as a hosts file has it: with its domain first.
+fn own_names(record: &Record) -> String {
     let (hostname, domain) = (&record.config.hostname, &record.config.domainname);
-    let names = match hostname.split_once('.') {
-        _ if !domain.is_empty() => format!("{hostname}.{domain} {hostname}"),
-        Some((short, _)) => format!("{hostname} {short}"),
-        None => hostname.clone(),
-    };
-    for network in record.networks.values() {
-        for address in [&network.settings.ip_address, &network.settings.global_ipv6_address] {
-            if !address.is_empty() {
-                let _ = writeln!(text, "{address}\t{names}");
-            }
-        }
+    let short = hostname.split('.').next().unwrap_or(hostname);
+    match domain.as_str() {
+        "" if short == hostname => hostname.clone(),
+        "" => format!("{hostname} {short}"),
+        domain => format!("{hostname}.{domain} {short}"),
+    }
+}
+
+/// The lines of one attachment.
+fn own_lines(record: &Record, settings: &EndpointSettings) -> String {
+    let names = own_names(record);
+    let mut text = String::new();
+    for address in [&settings.ip_address, &settings.global_ipv6_address].into_iter().filter(|a| !a.is_empty()) {
+        let _ = writeln!(text, "{address}\t{names}");
     }
     text
 }
 
-/// Text of /etc/resolv.conf. `host` is the host's own; `user_network` says that 127.0.0.11 answers.
-///
-/// # Errors
-/// 500 with Docker's text for a name server that is no address.
-pub fn resolv_conf(record: &Record, host: &str, user_network: bool) -> ApiResult<String> {
-    if record.is_host_network() && record.host.dns.is_empty() {
-        return Ok(host.to_owned());
+/// Text of /etc/hosts.
+pub fn hosts(record: &Record, others: &Others) -> String {
+    let extra: Vec<_> = record.host.extra_hosts.iter().flatten().collect();
+    if record.is_host_network() && extra.is_empty() {
+        return fs::read_to_string("/etc/hosts").unwrap_or_default();
     }
-    let words = |keyword: &str| -> Vec<String> {
-        let lines = host.lines().filter_map(|line| line.trim().strip_prefix(keyword));
-        lines.flat_map(str::split_whitespace).map(str::to_owned).collect()
-    };
-    for server in &record.host.dns {
-        if server.parse::<IpAddr>().is_err() {
-            return Err(ApiError::internal(format!(
-                "bad nameserver address {server}: ParseAddr(\"{server}\"): unable to parse IP"
-            )));
-        }
-    }
-    let outside: Vec<String> = if record.host.dns.is_empty() {
-        let loopback = |server: &String| server.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-        words("nameserver").into_iter().filter(|server| !loopback(server)).collect()
-    } else {
-        record.host.dns.clone()
-    };
-    let search = if record.host.dns_search.is_empty() { words("search") } else { record.host.dns_search.clone() };
-    let search: Vec<String> = if search == ["."] { Vec::new() } else { search };
-    let mut options =
-        if record.host.dns_options.is_empty() { words("options") } else { record.host.dns_options.clone() };
     let mut text = String::new();
-    if user_network {
-        text.push_str("nameserver 127.0.0.11\n");
-        if !options.iter().any(|option| option.starts_with("ndots:")) {
-            options.push("ndots:0".into());
+    for (address, names) in LOCAL_NAMES {
+        let _ = writeln!(text, "{address}\t{names}");
+    }
+    for extra in extra {
+        // Checked at create.
+        let Ok((name, address)) = split_extra(extra) else { continue };
+        let address = if address == HOST_GATEWAY { others.host.as_str() } else { &address };
+        if !address.is_empty() {
+            let _ = writeln!(text, "{address}\t{name}");
         }
-    } else {
-        for server in &outside {
-            let _ = writeln!(text, "nameserver {server}");
-        }
     }
-    if !search.is_empty() {
-        let _ = writeln!(text, "search {}", search.join(" "));
+    for (address, names) in &others.links {
+        let _ = writeln!(text, "{address}\t{names}");
     }
-    if !options.is_empty() {
-        let _ = writeln!(text, "options {}", options.join(" "));
+    for name in networks::order(record) {
+        text.extend(record.networks.get(&name).map(|network| own_lines(record, &network.settings)));
     }
-    if user_network {
-        let _ = writeln!(text, "\n# ExtServers: [{}]", outside.join(" "));
-    }
-    Ok(text)
+    text
 }
 
-/// Writes the three files into `folder`.
+/// Writes the three files into `folder`, before there are networks.
 ///
 /// # Errors
-/// As [`resolv_conf`]; 500 for the disk's faults.
-pub fn write_all(record: &Record, folder: &Path, user_network: bool) -> ApiResult<()> {
-    let host = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+/// 500 with Docker's text for a name server that is no address; 500 for the disk's faults.
+pub fn write_all(record: &Record, folder: &Path, user_network: bool, others: &Others) -> ApiResult<()> {
     fs::write(folder.join("hostname"), format!("{}\n", record.config.hostname))?;
-    write_resolv_conf(folder, &resolv_conf(record, &host, user_network)?)?;
-    write_hosts(record, folder)?;
+    let host = resolv::Host::read(record.is_host_network());
+    write_resolv_conf(folder, &resolv::text(record, &host, user_network)?)?;
+    write_hosts(record, folder, others)?;
     Ok(())
 }
 
-/// Writes what follows the networks into `folder`, in place: hosts, and resolv.conf unless somebody else has written it.
-/// A container that joins its first user network asks 127.0.0.11 from then on.
+/// Writes hosts into `folder`: again once the networks are there.
 ///
 /// # Errors
 /// As `write(2)`.
-pub fn write_hosts(record: &Record, folder: &Path) -> io::Result<()> {
-    fs::write(folder.join("hosts"), hosts(record))?;
-    let host = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+pub fn write_hosts(record: &Record, folder: &Path, others: &Others) -> io::Result<()> {
+    fs::write(folder.join("hosts"), hosts(record, others))
+}
+
+/// A running container has joined a network: its lines are added. The first user network makes it ask 127.0.0.11, which
+/// stays so when it leaves them all.
+///
+/// # Errors
+/// As `write(2)`.
+pub fn joined(record: &Record, folder: &Path, settings: &EndpointSettings) -> io::Result<()> {
+    edit_hosts(folder, |text| {
+        if !text.is_empty() && !text.ends_with('\n') {
+            text.push('\n');
+        }
+        text.push_str(&own_lines(record, settings));
+    })?;
     let read = |name| fs::read(folder.join(name)).unwrap_or_default();
     let (present, written) = (read("resolv.conf"), read(WRITTEN));
-    match resolv_conf(record, &host, on_user_network(record)) {
-        Ok(text) if present == written && present != text.as_bytes() => write_resolv_conf(folder, &text),
+    if present != written || !networks::on_user_network(record) {
+        return Ok(());
+    }
+    match resolv::text(record, &resolv::Host::read(false), true) {
+        Ok(text) if present != text.as_bytes() => write_resolv_conf(folder, &text),
         // A bad `--dns` was refused at start.
         _ => Ok(()),
     }
+}
+
+/// A running container has left a network: exactly its lines go.
+///
+/// # Errors
+/// As `write(2)`.
+pub fn left(record: &Record, folder: &Path, settings: &EndpointSettings) -> io::Result<()> {
+    let own = own_lines(record, settings);
+    edit_hosts(folder, |text| {
+        let kept =
+            text.split_inclusive('\n').filter(|line| !own.lines().any(|gone| gone == line.trim_end_matches('\n')));
+        *text = kept.collect();
+    })
+}
+
+/// A linked container has another address now: in lines whose first name is `alias`.
+///
+/// # Errors
+/// As `write(2)`.
+pub fn moved(folder: &Path, alias: &str, address: &str) -> io::Result<()> {
+    edit_hosts(folder, |text| {
+        let line = |line: &str| match names_first(line, alias) {
+            Some(names) => format!("{address}\t{names}"),
+            None => line.to_owned(),
+        };
+        *text = text.split_inclusive('\n').map(line).collect();
+    })
+}
+
+/// A link is gone, and with it the lines whose first name is `alias`.
+///
+/// # Errors
+/// As `write(2)`.
+pub fn unlinked(folder: &Path, alias: &str) -> io::Result<()> {
+    edit_hosts(folder, |text| {
+        let kept = text.split_inclusive('\n').filter(|line| names_first(line, alias).is_none());
+        *text = kept.collect();
+    })
+}
+
+/// The names of a line whose first name is `alias`.
+fn names_first<'a>(line: &'a str, alias: &str) -> Option<&'a str> {
+    let (_, names) = line.split_once('\t')?;
+    let rest = names.strip_prefix(alias)?;
+    rest.starts_with([' ', '\t', '.', '\n']).then_some(names)
+}
+
+/// In place, and only if something changes.
+fn edit_hosts(folder: &Path, edit: impl FnOnce(&mut String)) -> io::Result<()> {
+    let path = folder.join("hosts");
+    let before = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        text => text?,
+    };
+    let mut text = before.clone();
+    edit(&mut text);
+    if text == before { Ok(()) } else { fs::write(path, text) }
 }
 
 fn write_resolv_conf(folder: &Path, text: &str) -> io::Result<()> {
@@ -184,65 +237,95 @@ pub fn paths(folder: &Path) -> impl Iterator<Item = (PathBuf, &'static str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{containers::record::Attachment, docker::network::EndpointSettings};
+    use crate::containers::record::Attachment;
+
+    fn at(address: &str) -> EndpointSettings {
+        EndpointSettings { ip_address: address.into(), ..EndpointSettings::default() }
+    }
+
+    fn attached(settings: EndpointSettings) -> Attachment {
+        Attachment { settings, ..Attachment::default() }
+    }
 
     fn record() -> Record {
-        let settings = EndpointSettings { ip_address: "172.18.0.2".into(), ..EndpointSettings::default() };
         let mut record = Record::default();
         record.config.hostname = "web".into();
-        record.networks.insert("n".into(), Attachment { settings, ..Attachment::default() });
+        record.networks.insert("n".into(), attached(at("172.18.0.2")));
         record
     }
 
     #[test]
-    fn hosts_end_with_the_containers_own_lines() {
+    fn hosts_end_with_extra_hosts_links_and_own_lines() {
         let mut record = record();
-        record.host.extra_hosts = Some(vec!["db:10.0.0.1".into(), "six=[::5]".into()]);
-        let text = hosts(&record);
-        assert!(text.starts_with("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"), "{text}");
-        assert!(text.ends_with("10.0.0.1\tdb\n::5\tsix\n172.18.0.2\tweb\n"), "{text}");
-        record.config.domainname = "ex.com".into();
-        assert!(hosts(&record).ends_with("172.18.0.2\tweb.ex.com web\n"));
-    }
-
-    #[test]
-    fn resolvers_of_user_networks_and_of_the_default_bridge() {
-        let record = record();
-        let host = "nameserver 127.0.0.53\nnameserver 10.0.0.53\nsearch a.example\noptions edns0\n";
+        record.host.extra_hosts = Some(vec!["db:10.0.0.1".into(), "six=[::5]".into(), "hg:host-gateway".into()]);
+        let links = vec![("172.17.0.9".into(), "dd dbh db".into())];
+        let others = Others { host: "192.0.2.1".into(), links };
+        assert!(means_host(&record));
         assert_eq!(
-            resolv_conf(&record, host, true).expect("user"),
-            "nameserver 127.0.0.11\nsearch a.example\noptions edns0 ndots:0\n\n# ExtServers: [10.0.0.53]\n"
-        );
-        assert_eq!(
-            resolv_conf(&record, host, false).expect("bridge"),
-            "nameserver 10.0.0.53\nsearch a.example\noptions edns0\n"
-        );
-        let mut bad = record;
-        bad.host.dns = vec!["zz".into()];
-        assert_eq!(
-            resolv_conf(&bad, host, false).expect_err("zz").message,
-            "bad nameserver address zz: ParseAddr(\"zz\"): unable to parse IP"
+            hosts(&record, &others),
+            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n\
+             ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n\
+             10.0.0.1\tdb\n::5\tsix\n192.0.2.1\thg\n172.17.0.9\tdd dbh db\n172.18.0.2\tweb\n"
         );
     }
 
     #[test]
-    fn resolv_conf_follows_the_networks_unless_the_workload_wrote_it() {
+    fn own_names_have_their_domain_first() {
+        let mut record = Record::default();
+        let mut names = |hostname: &str, domain: &str| {
+            record.config.hostname = hostname.into();
+            record.config.domainname = domain.into();
+            own_names(&record)
+        };
+        assert_eq!(names("hh", ""), "hh");
+        assert_eq!(names("hh", "ex.com"), "hh.ex.com hh");
+        assert_eq!(names("hh.ex.com", ""), "hh.ex.com hh");
+        assert_eq!(names("hh.ex.com", "d.e"), "hh.ex.com.d.e hh");
+    }
+
+    #[test]
+    fn networks_come_and_go_around_what_the_workload_wrote() {
+        let folder = tempfile::tempdir().expect("folder");
+        let text = || fs::read_to_string(folder.path().join("hosts")).expect("hosts");
+        let mut record = record();
+        write_hosts(&record, folder.path(), &Others::default()).expect("start");
+        let edited = text() + "5.5.5.5 mine\n";
+        fs::write(folder.path().join("hosts"), &edited).expect("the workload");
+        record.networks.insert("other".into(), attached(at("10.0.0.2")));
+        joined(&record, folder.path(), &at("10.0.0.2")).expect("connect");
+        assert!(text().ends_with("172.18.0.2\tweb\n5.5.5.5 mine\n10.0.0.2\tweb\n"), "{}", text());
+        left(&record, folder.path(), &at("172.18.0.2")).expect("disconnect");
+        assert!(text().ends_with("ff02::2\tip6-allrouters\n5.5.5.5 mine\n10.0.0.2\tweb\n"), "{}", text());
+    }
+
+    #[test]
+    fn a_linked_address_follows_its_container() {
+        let folder = tempfile::tempdir().expect("folder");
+        let hosts = folder.path().join("hosts");
+        fs::write(&hosts, "10.0.0.1\tdd dbh db\n10.0.0.1\tddd\n# 1\tdd\n").expect("write");
+        moved(folder.path(), "dd", "10.0.0.7").expect("moved");
+        assert_eq!(fs::read_to_string(&hosts).expect("read"), "10.0.0.7\tdd dbh db\n10.0.0.1\tddd\n10.0.0.7\tdd\n");
+    }
+
+    #[test]
+    fn resolv_conf_follows_the_first_user_network_unless_the_workload_wrote_it() {
         let folder = tempfile::tempdir().expect("folder");
         let text = || fs::read_to_string(folder.path().join("resolv.conf")).expect("resolv.conf");
         let mut record = Record::default();
         record.host.dns = vec!["10.0.0.53".into()];
         record.networks.insert("bridge".into(), Attachment::default());
-        write_all(&record, folder.path(), on_user_network(&record)).expect("start");
-        assert!(text().starts_with("nameserver 10.0.0.53\n"), "{}", text());
+        write_all(&record, folder.path(), networks::on_user_network(&record), &Others::default()).expect("start");
+        assert!(text().contains("\nnameserver 10.0.0.53\n"), "{}", text());
         record.networks.insert("n".into(), Attachment::default());
-        write_hosts(&record, folder.path()).expect("connect");
-        assert!(text().starts_with("nameserver 127.0.0.11\n"), "{}", text());
+        joined(&record, folder.path(), &at("10.0.0.2")).expect("connect");
+        assert!(text().contains("\nnameserver 127.0.0.11\n"), "{}", text());
         record.networks.remove("n");
-        write_hosts(&record, folder.path()).expect("disconnect");
-        assert!(text().starts_with("nameserver 10.0.0.53\n"), "{}", text());
+        left(&record, folder.path(), &at("10.0.0.2")).expect("disconnect");
+        assert!(text().contains("\nnameserver 127.0.0.11\n"), "{}", text());
+        write_all(&record, folder.path(), false, &Others::default()).expect("start again");
         fs::write(folder.path().join("resolv.conf"), "nameserver 9.9.9.9\n").expect("the workload");
         record.networks.insert("n".into(), Attachment::default());
-        write_hosts(&record, folder.path()).expect("connect");
+        joined(&record, folder.path(), &at("10.0.0.2")).expect("connect");
         assert_eq!(text(), "nameserver 9.9.9.9\n");
     }
 

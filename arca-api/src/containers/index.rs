@@ -43,6 +43,14 @@ impl Index {
             if let Some(found) = maps.by_id.get(name_or_id).or_else(|| maps.by_id.get(id?)) {
                 return Ok(found.clone());
             }
+            // The name that a container has by being linked to: PARENT/ALIAS.
+            let linked = name.split_once('/').and_then(|(parent, alias)| {
+                let parent = maps.by_id.get(maps.by_name.get(parent)?)?;
+                maps.by_id.get(&parent.with(|record| record.links.get(alias).map(|link| link.id.clone()))?)
+            });
+            if let Some(found) = linked {
+                return Ok(found.clone());
+            }
             if name_or_id.is_empty() {
                 return Err(missing());
             }

@@ -114,9 +114,6 @@ fn check_wish(name: &str, settings: &EndpointSettings) -> ApiResult<()> {
             "invalid endpoint settings:\nnetwork-scoped alias is supported only for containers in user defined networks",
         )));
     }
-    if settings.links.as_ref().is_some_and(|links| !links.is_empty()) {
-        return Err(ApiError::absent("--link"));
-    }
     Ok(())
 }
 
@@ -275,6 +272,14 @@ pub async fn tear_down(engine: &Engine, container: &Container, record: &mut Reco
         }
     }
     native::refresh(engine, record).await;
+    if !record.without_endpoints() && engine.tenants.shared(record.machine()) {
+        // Who shares its network goes on with its hosts file.
+        for network in record.networks.values() {
+            if let Err(error) = files::left(record, &engine.folder(&record.id), &network.settings) {
+                tracing::warn!(container_id = record.id, %error, "lines of the hosts file stay");
+            }
+        }
+    }
     for network in record.networks.values_mut() {
         let mac_asked = network.mac_asked;
         network.settings.clear_observed(mac_asked);
@@ -337,9 +342,6 @@ pub async fn connect(
     let mut record = container.record();
     // Docker joins the network of this id, if one is given, whatever the path names.
     let by_id = settings.network_id.clone();
-    if settings.links.as_ref().is_some_and(|links| !links.is_empty()) {
-        return Err(ApiError::absent("--link"));
-    }
     let wish = Attachment::wished(settings);
     let mut netd = engine.netd.clone();
     let live = container.live().filter(|_| record.state.is_running());
@@ -374,7 +376,9 @@ pub async fn connect(
     observe(&mut wish.settings, &endpoint);
     record.networks.insert(name.clone(), wish.clone());
     container.update(engine, |record| record.networks.insert(name.clone(), wish)).await?;
-    files::write_hosts(&record, &engine.folder(&container.id))?;
+    if let Some(network) = record.networks.get(&name) {
+        files::joined(&record, &engine.folder(&container.id), &network.settings)?;
+    }
     emit(engine, container, "connect", &endpoint.network_id, &name).await;
     Ok(())
 }
@@ -433,10 +437,10 @@ pub async fn disconnect(engine: &Arc<Engine>, container: &Arc<Container>, networ
     if running && name != "none" {
         netd.detach(netd::DetachRequest { network: id.clone(), workload_id: record.id.clone(), force }).await?;
     }
-    record.networks.remove(&name);
+    let gone = record.networks.remove(&name).unwrap_or_default();
     container.update(engine, |record| record.networks.remove(&name)).await?;
     if running {
-        files::write_hosts(&record, &engine.folder(&container.id))?;
+        files::left(&record, &engine.folder(&container.id), &gone.settings)?;
         emit(engine, container, "disconnect", &id, &name).await;
     }
     Ok(())

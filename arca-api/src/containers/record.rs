@@ -95,6 +95,15 @@ impl Attachment {
     }
 }
 
+/// A container that is linked to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// Its id, which stays what is meant.
+    pub id: String,
+    /// Its name when the link was made: shown when it is gone.
+    pub name: String,
+}
+
 /// One mount from outside, as inspect shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -141,6 +150,12 @@ pub struct Record {
     pub published: BTreeMap<String, Vec<PortBinding>>,
     pub state: State,
     pub restart_count: u32,
+    /// Containers on the default bridge that it is linked to, by alias.
+    #[serde(default)]
+    pub links: BTreeMap<String, Link>,
+    /// What they add to its environment, since its last start.
+    #[serde(default)]
+    pub link_environment: Vec<String>,
     /// The container whose hostname, hosts and resolv.conf it has, if not its own (`--network container:ID`).
     #[serde(default)]
     pub files_of: Option<String>,
@@ -165,6 +180,14 @@ impl Record {
     /// The machine a running container lives in.
     pub fn machine(&self) -> &str {
         if self.state.machine.is_empty() { &self.id } else { &self.state.machine }
+    }
+
+    /// Its configuration as its processes see it: what links add comes before its own environment, which wins.
+    pub fn process_config(&self) -> ContainerConfig {
+        let mut config = self.config.clone();
+        let own = config.env.take().unwrap_or_default();
+        config.env = Some(self.link_environment.iter().cloned().chain(own).collect());
+        config
     }
 
     /// Whose hostname, hosts and resolv.conf the container has.

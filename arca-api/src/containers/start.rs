@@ -4,11 +4,11 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use arca_proto::init::v1 as init;
+use arca_proto::{init::v1 as init, netd::v1 as netd};
 use tonic::Code;
 
 use crate::{
-    containers::{Container, Record, Status, exit, files, health, native, networks, remove},
+    containers::{Container, Record, Status, exit, files, health, links, native, networks, remove},
     docker::time::now,
     engine::Engine,
     http::{ApiError, ApiResult},
@@ -84,10 +84,13 @@ async fn start_locked(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiRe
     let mut record = container.record();
     let folder = engine.folder(&record.id);
     remove_if_there(&folder.join("exit.json"))?;
+    let linked = links::look(engine, &record)?;
+    record.link_environment = linked.environment;
+    let others = files::Others { host: host_address(engine, &record).await, links: linked.hosts };
     native::prepare(engine, &mut record).await?;
     let live = move_in(engine, &mut record).await?;
     record.state.machine.clone_from(&live.id);
-    let result = bring_up(engine, container, &mut record, &live).await;
+    let result = bring_up(engine, container, &mut record, &live, &others).await;
     if let Err(error) = result {
         let mounted = error.message.contains("failed to create task");
         networks::tear_down(engine, container, &mut record).await;
@@ -104,6 +107,7 @@ async fn start_locked(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiRe
             stored.networks = record.networks.clone();
             stored.published = record.published.clone();
             stored.files_of = record.files_of.clone();
+            stored.link_environment = record.link_environment.clone();
             stored.config.hostname = record.config.hostname.clone();
             stored.config.domainname = record.config.domainname.clone();
         })
@@ -116,6 +120,7 @@ async fn start_locked(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiRe
         return Err(error);
     }
     container.phase.send_modify(|phase| phase.running = true);
+    links::follow(engine, &record);
     container.emit(engine, "start", &[]);
     health::open(engine, container);
     exit::watch(engine.clone(), container.clone(), live);
@@ -166,10 +171,26 @@ fn share(engine: &Engine, name: &str, record: &mut Record) -> ApiResult<Live> {
     Ok(live)
 }
 
-async fn bring_up(engine: &Arc<Engine>, container: &Arc<Container>, record: &mut Record, live: &Live) -> ApiResult<()> {
+/// What `host-gateway` stands for, where something asks for it: the host's end of the engine's uplink, where the host's own
+/// servers answer containers. (The address of a network's gateway, which Docker gives, is a router's here.)
+async fn host_address(engine: &Engine, record: &Record) -> String {
+    if !files::means_host(record) {
+        return String::new();
+    }
+    let status = engine.netd.clone().get_status(netd::GetStatusRequest {}).await;
+    status.map(|status| status.into_inner().host_uplink).unwrap_or_default()
+}
+
+async fn bring_up(
+    engine: &Arc<Engine>,
+    container: &Arc<Container>,
+    record: &mut Record,
+    live: &Live,
+    others: &files::Others,
+) -> ApiResult<()> {
     let folder = engine.folder(&record.id);
     if record.files_of.is_none() {
-        files::write_all(record, &folder, networks::on_user_network(record))?;
+        files::write_all(record, &folder, networks::on_user_network(record), others)?;
     }
     let request = workload(engine, record)?;
     announce_volumes(engine, record, "mount");
@@ -182,7 +203,7 @@ async fn bring_up(engine: &Arc<Engine>, container: &Arc<Container>, record: &mut
     let created = created.map_err(|status| runtime_error(&status))?.into_inner();
     networks::announce(engine, container, record).await;
     if record.files_of.is_none() {
-        files::write_hosts(record, &folder)?;
+        files::write_hosts(record, &folder, others)?;
         native::refresh(engine, record).await;
     }
     container.clients.serve_waiting(live, &record.id).await;
@@ -236,8 +257,13 @@ fn workload(engine: &Engine, record: &Record) -> ApiResult<init::CreateWorkloadR
     let mounts = bind_mounts(engine, record);
     let upper = folder.join("upper");
     let root: Vec<_> = [upper.clone()].into_iter().chain(record.layers.iter().cloned()).collect();
-    let input =
-        spec::Input { id: &record.id, config: &record.config, host: &record.host, mounts: &mounts, root: &root };
+    let input = spec::Input {
+        id: &record.id,
+        config: &record.process_config(),
+        host: &record.host,
+        mounts: &mounts,
+        root: &root,
+    };
     let spec = spec::compose(&input).map_err(|error| ApiError::bad_request(error.to_string()))?;
     let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
     let [rows, columns] = record.host.console_size;

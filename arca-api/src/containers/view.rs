@@ -6,9 +6,10 @@ use std::{collections::BTreeMap, path::Path};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    containers::{Container, Record, Status},
+    containers::{Container, Record, Status, links},
     docker::{
         health::HealthStatus,
+        host_config::HostConfig,
         ports::Port,
         time::{human, now, rfc3339},
     },
@@ -55,7 +56,7 @@ pub fn inspect(engine: &Engine, container: &Container, version: ApiVersion) -> V
         "ProcessLabel": "",
         "AppArmorProfile": "",
         "ExecIDs": if execs.is_empty() { Value::Null } else { json!(execs) },
-        "HostConfig": record.host,
+        "HostConfig": HostConfig { links: links::shown(engine, &record), ..record.host.clone() },
         "GraphDriver": {
             "Data": {
                 "ID": record.id,
@@ -175,7 +176,9 @@ pub fn status_text(record: &Record, now: i64) -> String {
 }
 
 /// One entry of `GET /containers/json`.
-fn summary(record: &Record, now: i64) -> Value {
+fn summary(record: &Record, links: Option<&Vec<String>>, now: i64) -> Value {
+    let own = format!("/{}", record.name);
+    let names: Vec<&String> = std::iter::once(&own).chain(links.into_iter().flatten()).collect();
     let command = record.config.command_line();
     // Docker quotes arguments with spaces.
     let command: Vec<String> =
@@ -192,7 +195,7 @@ fn summary(record: &Record, now: i64) -> Value {
         .collect();
     json!({
         "Id": record.id,
-        "Names": [format!("/{}", record.name)],
+        "Names": names,
         "Image": record.config.image,
         "ImageID": record.image_id,
         "Command": command.join(" "),
@@ -329,7 +332,9 @@ pub fn list(engine: &Engine, query: &crate::http::query::Query) -> ApiResult<Vec
             })
             && filters.labels("label", &record.config.labels)
     });
-    Ok(chosen.take(limit.unwrap_or(usize::MAX)).map(|record| summary(&record, now)).collect())
+    let links = links::names(engine);
+    let chosen = chosen.take(limit.unwrap_or(usize::MAX));
+    Ok(chosen.map(|record| summary(&record, links.get(&record.id), now)).collect())
 }
 
 /// A published port is found by its number on either side.

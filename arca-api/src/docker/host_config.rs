@@ -439,10 +439,8 @@ impl HostConfig {
 
     fn refuse_absent(&self) -> ApiResult<()> {
         let listed = |value: &Value| value.as_array().is_some_and(|items| !items.is_empty());
-        let some = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|items| !items.is_empty());
         let absent = [
             (listed(&self.device_requests), "--gpus"),
-            (some(&self.links), "--link on the default bridge"),
             (!self.pid_mode.is_empty(), "--pid"),
             (!matches!(self.ipc_mode.as_str(), "" | "private" | "none" | "shareable"), "--ipc"),
             (!self.userns_mode.is_empty() && self.userns_mode != "host", "--userns"),

@@ -19,6 +19,7 @@ use crate::{
     containers::{
         Container,
         create::{self, CreateRequest},
+        links,
         logs::{self, LogOptions},
         networks,
         remove::{self, Options},
@@ -59,6 +60,8 @@ pub fn router() -> Router<Arc<Engine>> {
         .route("/containers/{id}/top", get(container_top))
         .route("/containers/{id}/logs", get(container_logs))
         .route("/containers/{id}", delete(remove_container))
+        .route("/containers/{id}/{alias}", delete(remove_link))
+        .route("/containers/{id}/{alias}/json", get(inspect_linked))
 }
 
 async fn list(State(engine): Shared, query: Query) -> ApiResult<Json<Vec<Value>>> {
@@ -135,10 +138,16 @@ async fn create_container(
         // Older clients know no such field; what is there means something else.
         check.start_interval = 0;
     }
+    let mut warnings = Vec::new();
+    if version >= ApiVersion::v1(44) && !request.config.mac_address.is_empty() {
+        warnings.push(
+            "The container-wide MacAddress field is now deprecated. It should be specified in EndpointsConfig instead.",
+        );
+    }
     let container =
         detached(async move { create::create(&engine, query.get("name"), query.get("platform"), request).await })
             .await?;
-    Ok((StatusCode::CREATED, Json(json!({"Id": container.id, "Warnings": []}))))
+    Ok((StatusCode::CREATED, Json(json!({"Id": container.id, "Warnings": warnings}))))
 }
 
 async fn container_top(State(engine): Shared, Path(id): Path<String>, query: Query) -> ApiResult<Json<Value>> {
@@ -263,6 +272,30 @@ async fn remove_container(State(engine): Shared, Path(id): Path<String>, query: 
     let options = Options { force: query.flag("force"), volumes: query.flag("v") };
     detached(async move { remove::remove(&engine, &container, options).await }).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// The CLI does not escape the slash of PARENT/ALIAS.
+async fn remove_link(
+    State(engine): Shared,
+    Path((parent, alias)): Path<(String, String)>,
+    query: Query,
+) -> ApiResult<StatusCode> {
+    if !query.flag("link") {
+        return remove_container(State(engine), Path(format!("{parent}/{alias}")), query).await;
+    }
+    let missing = |_| ApiError::not_found(format!("No such container: {parent}/{alias}"));
+    let container = engine.container(&parent).map_err(missing)?;
+    detached(async move { links::remove(&engine, &container, &alias).await }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn inspect_linked(
+    state: Shared,
+    version: Extension<ApiVersion>,
+    Path((parent, alias)): Path<(String, String)>,
+    query: Query,
+) -> ApiResult<Json<Value>> {
+    inspect(state, version, Path(format!("{parent}/{alias}")), query).await
 }
 
 async fn prune(State(engine): Shared, query: Query) -> ApiResult<Json<Value>> {
