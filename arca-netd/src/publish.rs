@@ -177,11 +177,16 @@ impl Engine {
         Ok(())
     }
 
-    /// Lets a workload's published ports lead to the endpoint that carries its default route now.
+    /// Lets a workload's published ports lead to the endpoint that carries its default route now. Without one they are
+    /// given back, as Docker does; arca-api publishes them again at the next connect.
     pub(crate) async fn retarget(&self, workload: &WorkloadId) -> Result<()> {
         let ports = |state: &State| state.publications.values().any(|p| p.workload == *workload);
         if !ports(&self.state()) {
             return Ok(());
+        }
+        let state = self.state();
+        if names::default_route(&state, state.endpoints_of_workload(workload)).is_none() {
+            return self.unpublish_workload(workload).await;
         }
         let workload = workload.clone();
         let moved = self

@@ -32,6 +32,7 @@ pub mod mounts;
 pub mod names;
 pub mod native;
 pub mod networks;
+pub mod ports;
 pub mod record;
 pub mod remove;
 pub mod resolv;

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use arca_proto::netd::v1 as netd;
 
 use crate::{
-    containers::{Container, Record, files, native, record::Attachment},
+    containers::{Container, Record, files, native, ports, record::Attachment},
     docker::network::EndpointSettings,
     engine::Engine,
     http::{ApiError, ApiResult, frame::ApiVersion},
@@ -217,22 +217,7 @@ async fn set_up_all(engine: &Engine, record: &mut Record, live: &Live, exclusive
         record.networks.remove(&name);
         record.networks.insert(endpoint.network_name.clone(), Attachment { settings, ..wish });
     }
-    let bindings = crate::docker::ports::bindings(
-        &record.host.port_bindings,
-        record.config.exposed_ports.keys(),
-        record.host.publish_all_ports,
-    )?;
-    record.published.clear();
-    if !bindings.is_empty() {
-        let request = netd::PublishPortsRequest { workload_id: record.id.clone(), bindings };
-        for port in netd.publish_ports(request).await?.into_inner().ports {
-            let key = crate::docker::ports::published_key(&port);
-            record.published.entry(key).or_default().push(crate::docker::host_config::PortBinding {
-                host_ip: port.host_ip,
-                host_port: port.host_port.to_string(),
-            });
-        }
-    }
+    record.published = ports::publish(engine, record).await?;
     Ok(())
 }
 
@@ -373,9 +358,23 @@ pub async fn connect(
     wish.settings.network_id = known.id;
     let wanted = netd::AttachRequest { dynamic: true, ..request(&record, &name, &wish, Some(&live)) };
     let endpoint = netd.attach(wanted).await?.into_inner();
+    let published = match ports::published_or_publish(engine, &record).await {
+        Ok(published) => published,
+        Err(error) => {
+            let request = netd::DetachRequest { network: endpoint.network_id, workload_id: record.id, force: false };
+            if let Err(status) = netd.detach(request).await {
+                tracing::warn!(error = status.message(), "an endpoint without its ports stays until arca-netd is in step");
+            }
+            return Err(error);
+        }
+    };
     observe(&mut wish.settings, &endpoint);
     record.networks.insert(name.clone(), wish.clone());
-    container.update(engine, |record| record.networks.insert(name.clone(), wish)).await?;
+    let attached = |record: &mut Record| {
+        record.published = published;
+        record.networks.insert(name.clone(), wish);
+    };
+    container.update(engine, attached).await?;
     if let Some(network) = record.networks.get(&name) {
         files::joined(&record, &engine.folder(&container.id), &network.settings)?;
     }
@@ -438,7 +437,15 @@ pub async fn disconnect(engine: &Arc<Engine>, container: &Arc<Container>, networ
         netd.detach(netd::DetachRequest { network: id.clone(), workload_id: record.id.clone(), force }).await?;
     }
     let gone = record.networks.remove(&name).unwrap_or_default();
-    container.update(engine, |record| record.networks.remove(&name)).await?;
+    if running && !record.published.is_empty() {
+        record.published = ports::published(engine, &record).await?;
+    }
+    let published = record.published.clone();
+    let detached = |record: &mut Record| {
+        record.published = published;
+        record.networks.remove(&name);
+    };
+    container.update(engine, detached).await?;
     if running {
         files::left(&record, &engine.folder(&container.id), &gone.settings)?;
         emit(engine, container, "disconnect", &id, &name).await;

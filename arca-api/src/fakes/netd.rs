@@ -189,6 +189,13 @@ impl Netd for Service {
         Ok(Response::new(api::PublishPortsResponse { ports: ports.collect() }))
     }
 
+    async fn list_published_ports(
+        &self,
+        _: Request<api::ListPublishedPortsRequest>,
+    ) -> Answer<api::PublishPortsResponse> {
+        Ok(Response::new(api::PublishPortsResponse::default()))
+    }
+
     async fn sync_attachments(&self, _: Request<api::SyncAttachmentsRequest>) -> Answer<api::SyncAttachmentsResponse> {
         Ok(Response::new(api::SyncAttachmentsResponse::default()))
     }

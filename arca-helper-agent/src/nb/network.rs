@@ -204,6 +204,13 @@ fn isolation(rows: &mut Rows, owner: Owner<'_>, config: &Config, n: &Network) ->
         // Frames that are no IP come from peers only: the router sends none. ARP is what port security lets through.
         let other = format!("outport == @{pg} && !ip4 && !ip6 && !arp");
         acls.push(acl(rows, owner, "icc-other", "to-lport", 1500, other));
+        // Nor by way of the router, which would send them back under its own address.
+        let turn4 = format!("inport == @{pg} && ip4.dst == {subnet} && ip4.dst != {gateway}");
+        acls.push(acl(rows, owner, "icc-turn4", "from-lport", 1500, turn4));
+        if let Some(v6) = n.v6 {
+            let turn6 = format!("inport == @{pg} && ip6.dst == {} && ip6.dst != {} && !nd", v6.subnet, v6.gateway);
+            acls.push(acl(rows, owner, "icc-turn6", "from-lport", 1500, turn6));
+        }
     }
     acls
 }

@@ -291,6 +291,7 @@ fn an_internal_network_has_a_resolver_but_no_way_out() {
     let internal = proto::Network { subnet_v6, gateway_v6, ..closed };
     let rows = rows(&config(), &desired(vec![internal], vec![], vec![]), &Learned::new());
     assert!(has(&rows, "isolated4") && has(&rows, "isolated6") && has(&rows, "icc-other") && has(&rows, "uplink4"));
+    assert!(has(&rows, "icc-turn4") && has(&rows, "icc-turn6"));
     assert!(!has(&rows, "snat") && has(&rows, "internal4") && has(&rows, "internal6") && has(&rows, "icc4"));
     assert!(has(&rows, "dns-udp") && has(&rows, "dns-tcp"));
     assert_eq!(find(&rows, Table::DhcpOptions, "dhcp4").columns["options"].get("router"), None);

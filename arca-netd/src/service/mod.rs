@@ -129,6 +129,18 @@ impl Netd for Service {
         }))
     }
 
+    async fn list_published_ports(
+        &self,
+        request: Request<proto::ListPublishedPortsRequest>,
+    ) -> Answer<proto::PublishPortsResponse> {
+        let workload = convert::workload(request.into_inner().workload_id).map_err(status)?;
+        let state = self.0.state();
+        let own = state.publications.values().filter(|publication| publication.workload == workload);
+        answer(Ok(proto::PublishPortsResponse {
+            ports: own.flat_map(|publication| convert::ports(publication)).collect(),
+        }))
+    }
+
     async fn sync_attachments(
         &self,
         request: Request<proto::SyncAttachmentsRequest>,
