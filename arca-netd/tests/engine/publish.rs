@@ -98,8 +98,9 @@ async fn a_port_follows_the_default_route() {
     world.engine().detach("a".into(), workload(1)).await.unwrap();
     assert_ne!(world.agent.ports()[0].endpoint_id, a.id.as_str());
     world.engine().detach("n".into(), workload(1)).await.unwrap();
-    // Without a way out the host port stays reserved and leads nowhere.
-    assert_eq!((world.agent.ports().len(), world.relay.listeners().len()), (0, 2));
+    // Without a way out it is given back; who connects the container again publishes it again.
+    assert_eq!((world.agent.ports().len(), world.relay.listeners().len()), (0, 0));
     world.attach(wanted("n", 1, &machine)).await;
-    assert_eq!(world.agent.ports().len(), 1);
+    world.engine().publish(workload(1), vec![port("", 8080, 8080)]).await.unwrap();
+    assert_eq!((world.agent.ports().len(), world.relay.listeners().len()), (1, 2));
 }
