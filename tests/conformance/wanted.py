@@ -53,7 +53,7 @@ WANTED = [
     # Networks.
     (r"net_create/pools: .*p3[12]|networks/create: .*10\.82\.0\.0/31|0\.0\.0\.0/0", PREFIX),
     (r"net_create/pools: .*10\.64\.0\.254", FIRST),
-    (r"net_create/families: .*(ula|small6)|GlobalIPv6Address", EUI64),
+    (r"net_create/families: .*(ula|small6)|\.GlobalIPv6Address: \"", EUI64),
     (r"net_create/options: .*driver\.mtu\":\"68\"", MTU),
     (r"net_create/(options|pools): .*(trusted_host_interfaces|gateway_mode_ipv[46]|host_ipv4|inhibit_ipv4)", OPTION),
     (r"net_create/other drivers: .*(macvlan|ipvlan)", DRIVERS),

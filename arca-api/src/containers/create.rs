@@ -141,7 +141,7 @@ pub async fn create(
     };
     files::validate(&record)?;
     record.links = links::register(engine, &record)?;
-    networks::check_wishes(engine, &record).await?;
+    networks::check_wishes(engine, &mut record).await?;
     record.name = reserve(engine, name, &id)?;
     let made = finish(engine, record.clone()).await;
     if made.is_err() {

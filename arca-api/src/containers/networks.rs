@@ -98,23 +98,7 @@ pub fn wishes(
 }
 
 fn check_wish(name: &str, settings: &EndpointSettings) -> ApiResult<()> {
-    let within = |error: ApiError| error.within(&format!("invalid config for network {name}"));
-    settings.validate().map_err(within)?;
-    let asks_address = settings
-        .ipam_config
-        .as_ref()
-        .is_some_and(|ipam| !ipam.ipv4_address.is_empty() || !ipam.ipv6_address.is_empty());
-    if is_predefined(name) && asks_address {
-        return Err(within(ApiError::bad_request(
-            "invalid endpoint settings:\nuser specified IP address is supported on user defined networks only",
-        )));
-    }
-    if is_predefined(name) && settings.aliases.as_ref().is_some_and(|aliases| !aliases.is_empty()) {
-        return Err(within(ApiError::bad_request(
-            "invalid endpoint settings:\nnetwork-scoped alias is supported only for containers in user defined networks",
-        )));
-    }
-    Ok(())
+    settings.validate(name).map_err(|error| error.within(&format!("invalid config for network {name}")))
 }
 
 /// Asks arca-netd about the wishes that only it can judge (`--ip` and the like) where the network exists already; where it
@@ -122,14 +106,26 @@ fn check_wish(name: &str, settings: &EndpointSettings) -> ApiResult<()> {
 ///
 /// # Errors
 /// 400 `invalid config for network …`, 501 for what the network's backend cannot do.
-pub async fn check_wishes(engine: &Engine, record: &Record) -> ApiResult<()> {
-    for (name, wish) in &record.networks {
+pub async fn check_wishes(engine: &Engine, record: &mut Record) -> ApiResult<()> {
+    let asked = record.clone();
+    for (name, wish) in &asked.networks {
         if matches!(name.as_str(), "host" | "none") {
             check_wish(name, &wish.settings)?;
             continue;
         }
-        let checked = engine.netd.clone().check_attachment(request(record, name, wish, None)).await;
-        let Err(error) = checked.map_err(ApiError::from) else { continue };
+        let checked = engine.netd.clone().check_attachment(request(&asked, name, wish, None)).await;
+        let error = match checked {
+            Ok(known) => {
+                // A network given by its id is shown under its name.
+                let known = known.into_inner().network_name;
+                if known != *name && !known.is_empty() {
+                    let wish = record.networks.remove(name).unwrap_or_default();
+                    record.networks.insert(known, wish);
+                }
+                continue;
+            }
+            Err(status) => ApiError::from(status),
+        };
         match error.status.as_u16() {
             400 => return Err(error.within(&format!("invalid config for network {name}"))),
             // What the network's backend cannot do, in its own words.
@@ -166,11 +162,16 @@ pub fn request(record: &Record, name: &str, wish: &Attachment, live: Option<&Liv
     }
 }
 
-/// Network names in the order of interfaces: the mode's network first, then by name.
+/// Network names in the order of interfaces: the default bridge first, as in Docker, which takes the others by chance; here
+/// the mode's network follows, then the others by name.
 pub fn order(record: &Record) -> Vec<String> {
     let mode = &record.host.network_mode;
-    let first = record.networks.keys().filter(|name| *name == mode);
-    first.chain(record.networks.keys().filter(|name| *name != mode)).cloned().collect()
+    let mut names: Vec<String> = record.networks.keys().cloned().collect();
+    let is_mode = |name: &String| {
+        name == mode || record.networks.get(name).is_some_and(|network| network.settings.network_id == *mode)
+    };
+    names.sort_by_key(|name| (name != "bridge", !is_mode(name)));
+    names
 }
 
 /// Makes every endpoint of a container that starts, then publishes its ports; on failure all is undone.
@@ -213,7 +214,11 @@ async fn set_up_all(engine: &Engine, record: &mut Record, live: &Live, exclusive
         let endpoint = netd.attach(request(record, &name, &wish, Some(live))).await?.into_inner();
         let mut settings = wish.settings;
         observe(&mut settings, &endpoint);
-        // A network given by id prefix is shown under its name.
+        // A network given by id prefix is shown under its name, and the mode becomes the whole id.
+        let mode = &mut record.host.network_mode;
+        if *mode != endpoint.network_name && !mode.is_empty() && endpoint.network_id.starts_with(mode.as_str()) {
+            mode.clone_from(&endpoint.network_id);
+        }
         record.networks.remove(&name);
         record.networks.insert(endpoint.network_name.clone(), Attachment { settings, ..wish });
     }
@@ -363,7 +368,10 @@ pub async fn connect(
         Err(error) => {
             let request = netd::DetachRequest { network: endpoint.network_id, workload_id: record.id, force: false };
             if let Err(status) = netd.detach(request).await {
-                tracing::warn!(error = status.message(), "an endpoint without its ports stays until arca-netd is in step");
+                tracing::warn!(
+                    error = status.message(),
+                    "an endpoint without its ports stays until arca-netd is in step"
+                );
             }
             return Err(error);
         }
@@ -494,5 +502,7 @@ mod tests {
             record.networks.insert(name.into(), Attachment::default());
         }
         assert_eq!(order(&record), ["m", "a", "z"]);
+        record.networks.insert("bridge".into(), Attachment::default());
+        assert_eq!(order(&record), ["bridge", "m", "a", "z"]);
     }
 }

@@ -10,6 +10,7 @@ use crate::{
     docker::{
         health::HealthStatus,
         host_config::HostConfig,
+        network::EndpointSettings,
         ports::Port,
         time::{human, now, rfc3339},
     },
@@ -118,7 +119,12 @@ fn network_settings(record: &Record, sandbox: &str) -> Value {
     // Who shares another's network has no sandbox and no ports of its own.
     let running = record.state.is_running() && record.network_of().is_none();
     let mut ports = Map::new();
-    if running {
+    // Without a way in there are no ports to tell of.
+    let reachable = record
+        .networks
+        .values()
+        .any(|network| !network.settings.gateway.is_empty() || !network.settings.ipv6_gateway.is_empty());
+    if running && reachable {
         let mut keys: BTreeMap<String, Value> = BTreeMap::new();
         for key in record.config.exposed_ports.keys().filter_map(|key| Port::parse(key).ok()) {
             keys.insert(key.key(), Value::Null);
@@ -128,8 +134,16 @@ fn network_settings(record: &Record, sandbox: &str) -> Value {
         }
         ports.extend(keys);
     }
+    let shown = |settings: &EndpointSettings| {
+        let mut settings = settings.clone();
+        // An address that was asked for is told before the first start, and while it is there.
+        if settings.endpoint_id.is_empty() && !settings.network_id.is_empty() {
+            settings.mac_address.clear();
+        }
+        json!(settings)
+    };
     let networks: Map<String, Value> =
-        record.networks.iter().map(|(name, network)| (name.clone(), json!(network.settings))).collect();
+        record.networks.iter().map(|(name, network)| (name.clone(), shown(&network.settings))).collect();
     // The flat fields mirror the default bridge only.
     let bridge = record.networks.get("bridge").map(|network| network.settings.clone()).unwrap_or_default();
     let (id, key) = if running { (record.id.as_str(), sandbox) } else { ("", "") };
@@ -401,8 +415,21 @@ mod tests {
         let stopped = network_settings(&record, "/run/x");
         assert_eq!((stopped["Ports"].clone(), stopped["SandboxKey"].as_str()), (json!({}), Some("")));
         record.state.status = Status::Running;
+        assert_eq!(network_settings(&record, "/run/x")["Ports"], json!({}), "no network, no way in");
+        let mut joined = crate::containers::record::Attachment { mac_asked: true, ..Default::default() };
+        joined.settings = EndpointSettings {
+            gateway: "10.0.0.1".into(),
+            network_id: "n".into(),
+            endpoint_id: "e".into(),
+            mac_address: "02:00:00:00:00:01".into(),
+            ..EndpointSettings::default()
+        };
+        record.networks.insert("n".into(), joined);
         let running = network_settings(&record, "/run/x");
+        assert_eq!(running["Networks"]["n"]["MacAddress"], "02:00:00:00:00:01");
         assert_eq!(running["Ports"], json!({"80/tcp": null}));
         assert_eq!(running["SandboxKey"], "/run/x");
+        record.networks.values_mut().for_each(|network| network.settings.clear_observed(true));
+        assert_eq!(network_settings(&record, "/run/x")["Networks"]["n"]["MacAddress"], "");
     }
 }

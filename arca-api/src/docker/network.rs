@@ -83,24 +83,38 @@ impl EndpointSettings {
         }
     }
 
-    /// Faults that need no knowledge of the network.
+    /// Faults that need no knowledge of the network but its name.
     ///
     /// # Errors
     /// 400 `invalid endpoint settings:\n…` or `invalid MAC address …`.
-    pub fn validate(&self) -> ApiResult<()> {
+    pub fn validate(&self, network: &str) -> ApiResult<()> {
         let mut faults = Vec::new();
-        if let Some(ipam) = &self.ipam_config {
-            if !ipam.ipv4_address.is_empty() && ipam.ipv4_address.parse::<Ipv4Addr>().is_err() {
-                faults.push(format!("invalid IPv4 address: {}", ipam.ipv4_address));
+        let ipam = self.ipam_config.clone().unwrap_or_default();
+        let asked = [&ipam.ipv4_address, &ipam.ipv6_address].into_iter().filter(|address| !address.is_empty()).count();
+        if matches!(network, "bridge" | "host" | "none") {
+            if asked > 0 {
+                faults.push("user specified IP address is supported on user defined networks only".to_owned());
             }
-            if !ipam.ipv6_address.is_empty() && ipam.ipv6_address.parse::<Ipv6Addr>().is_err() {
-                faults.push(format!("invalid IPv6 address: {}", ipam.ipv6_address));
+            if self.aliases.as_ref().is_some_and(|aliases| !aliases.is_empty()) {
+                faults
+                    .push("network-scoped alias is supported only for containers in user defined networks".to_owned());
             }
-            for address in &ipam.link_local_ips {
-                if address.parse::<IpAddr>().is_err() {
-                    faults.push(format!("invalid link-local IP address: {address}"));
-                }
+        }
+        if !ipam.ipv4_address.is_empty() && ipam.ipv4_address.parse::<Ipv4Addr>().is_err() {
+            faults.push(format!("invalid IPv4 address: {}", ipam.ipv4_address));
+        }
+        if !ipam.ipv6_address.is_empty() && ipam.ipv6_address.parse::<Ipv6Addr>().is_err() {
+            faults.push(format!("invalid IPv6 address: {}", ipam.ipv6_address));
+        }
+        for address in &ipam.link_local_ips {
+            if address.parse::<IpAddr>().is_err() {
+                faults.push(format!("invalid link-local IP address: {address}"));
             }
+        }
+        if matches!(network, "host" | "none") {
+            let nowhere =
+                "user specified IP address is supported only when connecting to networks with user configured subnets";
+            faults.extend(std::iter::repeat_n(nowhere.to_owned(), asked));
         }
         match faults.as_slice() {
             [] => {}
@@ -140,7 +154,7 @@ mod tests {
             ..EndpointSettings::default()
         };
         assert_eq!(
-            endpoint.validate().expect_err("one").message,
+            endpoint.validate("n").expect_err("one").message,
             "invalid endpoint settings:\ninvalid IPv4 address: zz"
         );
         let both = EndpointSettings {
@@ -152,11 +166,23 @@ mod tests {
             ..EndpointSettings::default()
         };
         assert_eq!(
-            both.validate().expect_err("two").message,
+            both.validate("n").expect_err("two").message,
             "invalid endpoint settings:\n* invalid IPv4 address: zz\n* invalid link-local IP address: q"
         );
+        let elsewhere = EndpointSettings {
+            ipam_config: Some(IpamConfig { ipv4_address: "10.1.1.1".into(), ..IpamConfig::default() }),
+            aliases: Some(vec!["x".into()]),
+            ..EndpointSettings::default()
+        };
+        assert_eq!(elsewhere.validate("n"), Ok(()));
+        assert_eq!(
+            elsewhere.validate("none").expect_err("three").message,
+            "invalid endpoint settings:\n* user specified IP address is supported on user defined networks only\n\
+             * network-scoped alias is supported only for containers in user defined networks\n\
+             * user specified IP address is supported only when connecting to networks with user configured subnets"
+        );
         let mac = EndpointSettings { mac_address: "zz".into(), ..EndpointSettings::default() };
-        assert_eq!(mac.validate().expect_err("mac").message, "invalid MAC address zz");
+        assert_eq!(mac.validate("n").expect_err("mac").message, "invalid MAC address zz");
     }
 
     #[test]

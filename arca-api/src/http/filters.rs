@@ -45,8 +45,9 @@ impl Filters {
                     .into_iter()
                     .map(|item| item.as_str().map(str::to_owned).ok_or_else(invalid))
                     .collect::<ApiResult<Vec<_>>>()?,
-                Value::Object(items) => {
-                    items.into_iter().filter(|(_, on)| on.as_bool() == Some(true)).map(|(value, _)| value).collect()
+                // Docker counts the keys, whatever stands behind them.
+                Value::Object(items) if items.values().all(Value::is_boolean) => {
+                    items.into_iter().map(|(value, _)| value).collect()
                 }
                 Value::Null => Vec::new(),
                 _ => return Err(invalid()),

@@ -4,7 +4,7 @@
 use axum::{
     Router,
     body::Body,
-    http::{HeaderValue, Request, Uri, header::UPGRADE, uri::PathAndQuery},
+    http::{HeaderValue, Method, Request, Uri, header::UPGRADE, uri::PathAndQuery},
     response::{IntoResponse, Response},
 };
 use tower::ServiceExt;
@@ -81,9 +81,15 @@ pub async fn answer(router: Router, mut request: Request<Body>) -> Response {
                 request = Request::from_parts(parts, leftover::kept(body));
             }
             request.extensions_mut().insert(version);
-            match router.oneshot(request).await {
-                Ok(response) => response,
-                Err(never) => match never {},
+            let path = request.uri().path();
+            if request.method() == Method::HEAD && path != "/_ping" && !path.ends_with("/archive") {
+                // Where GET is known, HEAD is not, but for these two.
+                ApiError::not_found("page not found").into_response()
+            } else {
+                match router.oneshot(request).await {
+                    Ok(response) => response,
+                    Err(never) => match never {},
+                }
             }
         }
         Err(error) => {

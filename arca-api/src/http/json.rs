@@ -5,7 +5,10 @@ use axum::{
     body::Body,
     http::{HeaderMap, header::CONTENT_TYPE},
 };
-use serde::de::DeserializeOwned;
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, Error as _},
+};
 use serde_json::Value;
 
 use crate::http::{ApiError, ApiResult, keys};
@@ -20,6 +23,29 @@ pub enum Empty {
     Object,
     /// A fault (containers/create).
     Fault,
+}
+
+/// For fields that are objects: a list is none, though its items could stand for the fields in order.
+///
+/// # Errors
+/// For anything but an object or `null`, and those of the fields.
+pub fn object<'de, D: Deserializer<'de>, T: DeserializeOwned + Default>(reader: D) -> Result<T, D::Error> {
+    match Value::deserialize(reader)? {
+        Value::Null => Ok(T::default()),
+        value @ Value::Object(_) => serde_json::from_value(value).map_err(D::Error::custom),
+        other => Err(D::Error::custom(format!("cannot read an object from {}", kind(&other)))),
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Array(_) => "an array",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Object(_) => "an object",
+        Value::Null => "null",
+    }
 }
 
 /// Reads and decodes the body.
@@ -52,6 +78,9 @@ fn decode<T: DeserializeOwned>(headers: &HeaderMap, bytes: &[u8], empty: Empty) 
     }
     // As in Go: `null` leaves everything at its zero value.
     let value = if value.is_null() { Value::Object(serde_json::Map::new()) } else { value };
+    if !value.is_object() {
+        return Err(invalid(format!("cannot read an object from {}", kind(&value))));
+    }
     serde_json::from_value(keys::canonical(value)).map_err(|error| invalid(error.to_string()))
 }
 
@@ -93,6 +122,7 @@ mod tests {
         assert_eq!(fault(None, "{}"), "malformed Content-Type header (): mime: no media type");
         assert_eq!(fault(json, "{"), "invalid JSON: unexpected EOF");
         assert_eq!(fault(json, "{} {}"), "unexpected content after JSON");
+        assert_eq!(fault(json, "[]"), "invalid JSON: cannot read an object from an array");
         assert_eq!(fault(None, ""), "{}");
         assert_eq!(fault(Some("application/json; charset=utf-8"), "{\"name\":\"x\"}"), "{\"Name\":\"x\"}");
     }

@@ -138,12 +138,9 @@ async fn create_container(
         // Older clients know no such field; what is there means something else.
         check.start_interval = 0;
     }
-    let mut warnings = Vec::new();
-    if version >= ApiVersion::v1(44) && !request.config.mac_address.is_empty() {
-        warnings.push(
-            "The container-wide MacAddress field is now deprecated. It should be specified in EndpointsConfig instead.",
-        );
-    }
+    networks::for_version(version, &mut request.networking_config.endpoints_config)?;
+    let wide = !request.config.mac_address.is_empty() && version >= ApiVersion::v1(44);
+    let warnings: Vec<&str> = if wide { vec![networks::WIDE_MAC] } else { Vec::new() };
     let container =
         detached(async move { create::create(&engine, query.get("name"), query.get("platform"), request).await })
             .await?;
@@ -344,8 +341,14 @@ pub(crate) async fn connect(
 
 /// See [`connect`].
 pub(crate) async fn disconnect(engine: Arc<Engine>, network: String, container: &str, force: bool) -> ApiResult<()> {
+    if container.is_empty() {
+        let text = if force { "invalid name: name is empty" } else { "invalid name or ID supplied: \"\"" };
+        return Err(ApiError::bad_request(text));
+    }
     let found = engine.container(container);
     if force && found.is_err() {
+        let request = arca_proto::netd::v1::GetNetworkRequest { name_or_id: network };
+        engine.netd.clone().get_network(request).await?;
         return Err(ApiError::not_found(format!("endpoint {container} not found")));
     }
     let container = found?;

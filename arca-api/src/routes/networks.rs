@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use arca_proto::netd::v1 as netd;
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::Body,
     extract::{Path, State},
     http::{HeaderMap, StatusCode},
@@ -23,6 +23,7 @@ use crate::{
     http::{
         ApiError, ApiResult,
         filters::Filters,
+        frame::ApiVersion,
         json::{self as body, Empty},
         query::{Query, parse_bool},
     },
@@ -35,7 +36,7 @@ type Shared = State<Arc<Engine>>;
 pub fn router() -> Router<Arc<Engine>> {
     Router::new()
         .route("/networks", get(list))
-        .route("/networks/", get(list))
+        .route("/networks/", get(list).delete(remove_nameless))
         .route("/networks/create", post(create))
         .route("/networks/prune", post(prune))
         // A name may hold slashes.
@@ -76,8 +77,9 @@ struct CreateRequest {
     attachable: bool,
     ingress: bool,
     config_only: bool,
+    #[serde(deserialize_with = "body::object")]
     config_from: ConfigReference,
-    #[serde(rename = "IPAM")]
+    #[serde(rename = "IPAM", deserialize_with = "body::object")]
     ipam: Ipam,
     #[serde(rename = "EnableIPv4")]
     enable_ipv4: Option<bool>,
@@ -184,8 +186,9 @@ fn endpoints(engine: &Engine, network: &netd::Network) -> Map<String, Value> {
     if matches!(name, "host" | "none") {
         for record in engine.containers.all().iter().map(|container| container.record()) {
             if record.state.is_running() && record.networks.contains_key(name) {
+                let endpoint = record.networks.get(name).map(|network| network.settings.endpoint_id.clone());
                 let empty = json!({
-                    "Name": record.name, "EndpointID": record.id, "MacAddress": "", "IPv4Address": "", "IPv6Address": "",
+                    "Name": record.name, "EndpointID": endpoint, "MacAddress": "", "IPv4Address": "", "IPv6Address": "",
                 });
                 out.insert(record.id, empty);
             }
@@ -202,7 +205,11 @@ async fn get_network(engine: &Engine, name_or_id: &str) -> ApiResult<netd::Netwo
 /// Filter keys that `GET /networks` knows.
 const FILTERS: &[&str] = &["dangling", "driver", "id", "label", "name", "scope", "type"];
 
-async fn list(State(engine): Shared, query: Query) -> ApiResult<Json<Vec<Value>>> {
+async fn list(
+    State(engine): Shared,
+    Extension(version): Extension<ApiVersion>,
+    query: Query,
+) -> ApiResult<Json<Vec<Value>>> {
     let filters = Filters::from_query(&query, FILTERS)?;
     let dangling = filters.boolean("dangling")?;
     for kind in filters.values("type") {
@@ -233,7 +240,9 @@ async fn list(State(engine): Shared, query: Query) -> ApiResult<Json<Vec<Value>>
             && filters.labels("label", &sorted(&spec.labels))
             && dangling.is_none_or(|wanted| wanted == (!network.predefined && network.endpoints.is_empty()))
     });
-    Ok(Json(chosen.map(|network| to_json(network, &Map::new())).collect()))
+    // Lists told of containers up to version 1.27.
+    let containers = |network| if version < ApiVersion::v1(28) { endpoints(&engine, network) } else { Map::new() };
+    Ok(Json(chosen.map(|network| to_json(network, &containers(network))).collect()))
 }
 
 async fn inspect(State(engine): Shared, Path(id): Path<String>, query: Query) -> ApiResult<Json<Value>> {
@@ -255,8 +264,16 @@ fn emit(engine: &Engine, action: &str, id: &str, name: &str, driver: &str) {
     engine.events.emit("network", action, id, attributes);
 }
 
-async fn create(State(engine): Shared, headers: HeaderMap, request_body: Body) -> ApiResult<(StatusCode, Json<Value>)> {
-    let request: CreateRequest = body::read(&headers, request_body, Empty::Object).await?;
+async fn create(
+    State(engine): Shared,
+    Extension(version): Extension<ApiVersion>,
+    headers: HeaderMap,
+    request_body: Body,
+) -> ApiResult<(StatusCode, Json<Value>)> {
+    let mut request: CreateRequest = body::read(&headers, request_body, Empty::Object).await?;
+    if version < ApiVersion::v1(48) {
+        request.enable_ipv4 = None;
+    }
     detached(async move {
         let name = request.name.clone();
         let driver = if request.driver.is_empty() { "bridge".to_owned() } else { request.driver.clone() };
@@ -286,6 +303,11 @@ async fn remove_one(engine: &Engine, id: &str) -> ApiResult<String> {
 async fn remove(State(engine): Shared, Path(id): Path<String>) -> ApiResult<StatusCode> {
     detached(async move { remove_one(&engine, &id).await }).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Every network's id begins with nothing.
+async fn remove_nameless(State(engine): Shared) -> ApiResult<StatusCode> {
+    remove(State(engine), Path(String::new())).await
 }
 
 async fn prune(State(engine): Shared, query: Query) -> ApiResult<Json<Value>> {
@@ -321,6 +343,7 @@ async fn prune(State(engine): Shared, query: Query) -> ApiResult<Json<Value>> {
 #[serde(rename_all = "PascalCase", default)]
 struct ConnectRequest {
     container: String,
+    #[serde(deserialize_with = "body::object")]
     endpoint_config: EndpointSettings,
 }
 

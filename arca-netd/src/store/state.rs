@@ -43,8 +43,8 @@ impl State {
         }
         let mut matches = self.networks.values().filter(|network| network.id.as_str().starts_with(wanted));
         match (matches.next(), matches.count()) {
-            (Some(network), 0) if !wanted.is_empty() => Ok(network),
-            (Some(_), more) if !wanted.is_empty() => Err(Error::Invalid(format!(
+            (Some(network), 0) => Ok(network),
+            (Some(_), more) => Err(Error::Invalid(format!(
                 "{} matches found based on ID prefix: network {wanted} is ambiguous",
                 more + 1
             ))),

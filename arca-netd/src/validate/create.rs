@@ -157,10 +157,14 @@ fn kind_of(spec: &mut Spec, default_kind: DefaultKind) -> Result<Kind> {
         driver @ ("host" | "null") => {
             Err(Error::Forbidden(format!("only one instance of \"{driver}\" network is allowed")))
         }
-        driver @ ("overlay" | "macvlan" | "ipvlan") => Err(not_yet(driver)),
+        // Docker's answer where there is no swarm; there is none here.
+        "overlay" => Err(Error::Forbidden(NO_SWARM.into())),
+        driver @ ("macvlan" | "ipvlan") => Err(not_yet(driver)),
         driver => Err(Error::NotFound(format!("plugin \"{driver}\" not found"))),
     }
 }
+
+const NO_SWARM: &str = "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.";
 
 fn not_yet(driver: &str) -> Error {
     Error::Unsupported(format!("network driver \"{driver}\" is not supported yet; use the ovs backend (driver bridge)"))

@@ -12,7 +12,7 @@ use super::joined;
 use crate::{
     backend::{Capabilities, vmnet},
     error::{Error, Result},
-    model::{Kind, MacAddr, MachineId, Network, WorkloadId},
+    model::{Kind, MacAddr, MachineId, Network, PoolV4, PoolV6, WorkloadId},
     store::State,
 };
 
@@ -80,6 +80,14 @@ const IFNAME: &str = "com.docker.network.endpoint.ifname";
 pub fn check(network: &Network, state: &State, wanted: &Wanted) -> Result<Checked> {
     company(network, state, wanted)?;
     let mut faults = Vec::new();
+    if network.predefined {
+        if !wanted.ipv4.is_empty() || !wanted.ipv6.is_empty() {
+            faults.push("user specified IP address is supported on user defined networks only".into());
+        }
+        if !wanted.aliases.is_empty() {
+            faults.push("network-scoped alias is supported only for containers in user defined networks".into());
+        }
+    }
     let v4 = parse::<Ipv4Addr>(&wanted.ipv4, "IPv4", &mut faults);
     let v6 = parse::<Ipv6Addr>(&wanted.ipv6, "IPv6", &mut faults);
     for text in &wanted.link_local {
@@ -87,23 +95,18 @@ pub fn check(network: &Network, state: &State, wanted: &Wanted) -> Result<Checke
             faults.push(format!("invalid link-local IP address: {text}"));
         }
     }
-    if network.predefined {
-        if v4.is_some() || v6.is_some() {
-            faults.push("user specified IP address is supported on user defined networks only".into());
-        }
-        if !wanted.aliases.is_empty() {
-            faults.push("network-scoped alias is supported only for containers in user defined networks".into());
-        }
-    } else {
-        if let Some(address) = v4 {
-            let pool = network.v4.as_ref().filter(|pool| pool.user_defined);
-            faults.extend(outside(address, pool.map(|pool| pool.subnet.contains(&address))));
-        }
-        if let Some(address) = v6 {
-            let pool = network.v6.as_ref().filter(|pool| pool.user_defined);
-            faults.extend(outside(address, pool.map(|pool| pool.subnet.contains(&address))));
-        }
+    // What is no address is in no subnet either: Docker tells both. The default bridge's subnet counts as configured.
+    if !wanted.ipv4.is_empty() {
+        let pool = network.v4.as_ref().filter(|pool| pool.user_defined || network.predefined);
+        let inside = |pool: &PoolV4| v4.is_some_and(|address| pool.subnet.contains(&address));
+        faults.extend(outside(&wanted.ipv4, pool.map(inside)));
     }
+    if !wanted.ipv6.is_empty() {
+        let pool = network.v6.as_ref().filter(|pool| pool.user_defined || network.predefined);
+        let inside = |pool: &PoolV6| v6.is_some_and(|address| pool.subnet.contains(&address));
+        faults.extend(outside(&wanted.ipv6, pool.map(inside)));
+    }
+    faults.extend(sysctl_fault(wanted));
     if !faults.is_empty() {
         return Err(Error::Invalid(joined("invalid endpoint settings:", &faults)));
     }
@@ -199,8 +202,23 @@ fn outside(address: impl std::fmt::Display, inside: Option<bool>) -> Option<Stri
     }
 }
 
+const SYSCTLS: &str = "com.docker.network.endpoint.sysctls";
+
+/// The first setting of `endpoint.sysctls` that does not name its interface as IFNAME.
+fn sysctl_fault(wanted: &Wanted) -> Option<String> {
+    let named = |setting: &str| {
+        let (key, _) = setting.split_once('=').unwrap_or((setting, ""));
+        let parts: Vec<&str> = key.split('.').collect();
+        matches!(parts.as_slice(), ["net", "ipv4" | "ipv6" | "mpls", _, "IFNAME", _])
+    };
+    let setting = wanted.driver_options.get(SYSCTLS)?.split(',').find(|setting| !named(setting))?;
+    Some(format!(
+        "unrecognised network interface sysctl '{setting}'; represent 'net.X.Y.ethN.Z=V' as 'net.X.Y.IFNAME.Z=V', 'X' must be 'ipv4', 'ipv6' or 'mpls'"
+    ))
+}
+
 fn interface(wanted: &Wanted) -> Result<Option<String>> {
-    if wanted.driver_options.contains_key("com.docker.network.endpoint.sysctls") {
+    if wanted.driver_options.contains_key(SYSCTLS) {
         return Err(Error::Unsupported(
             "driver option com.docker.network.endpoint.sysctls is not supported yet".into(),
         ));
@@ -276,7 +294,8 @@ mod tests {
         let network = with_subnet("10.98.0.0/24");
         let head = "invalid endpoint settings:\n";
         let ip = |ipv4: &str| Wanted { ipv4: ipv4.into(), ..wanted() };
-        assert_eq!(refusal(&network, &ip("zz")), format!("{head}invalid IPv4 address: zz"));
+        let nowhere = "no configured subnet or ip-range contain the IP address";
+        assert_eq!(refusal(&network, &ip("zz")), format!("{head}* invalid IPv4 address: zz\n* {nowhere} zz"));
         assert_eq!(
             refusal(&network, &ip("10.99.0.5")),
             format!("{head}no configured subnet or ip-range contain the IP address 10.99.0.5")
@@ -290,8 +309,19 @@ mod tests {
         let two = Wanted { ipv6: "zz".into(), link_local: vec!["q".into()], ..wanted() };
         assert_eq!(
             refusal(&network, &two),
-            format!("{}\n* invalid IPv6 address: zz\n* invalid link-local IP address: q", head.trim_end())
+            format!(
+                "{head}* invalid IPv6 address: zz\n* invalid link-local IP address: q\n\
+                 * user specified IP address is supported only when connecting to networks with user configured subnets"
+            )
         );
+        let sysctl =
+            |text: &str| Wanted { driver_options: BTreeMap::from([(SYSCTLS.into(), text.into())]), ..wanted() };
+        let fault = refusal(&network, &sysctl("net.ipv4.conf.IFNAME.x=1,net.ipv4.conf.eth0.log_martians=1"));
+        assert!(
+            fault.starts_with(&format!("{head}unrecognised network interface sysctl 'net.ipv4.conf.eth0.")),
+            "{fault}"
+        );
+        assert!(refusal(&network, &sysctl("net.ipv4.conf.IFNAME.x=1")).contains("not supported yet"));
         assert_eq!(refusal(&network, &Wanted { mac: "zz".into(), ..wanted() }), "invalid MAC address zz");
         for taken in ["10.98.0.0", "10.98.0.1", "10.98.0.255"] {
             assert_eq!(refusal(&network, &ip(taken)), ADDRESS_TAKEN);

@@ -51,10 +51,11 @@ fn refusals_have_dockers_class_and_text() {
         (spec("np_a"), 409, "network with name np_a already exists"),
         (driver("nope"), 404, "plugin \"nope\" not found"),
         (driver("null"), 403, "only one instance of \"null\" network is allowed"),
+        (driver("overlay"), 403, NO_SWARM),
         (
-            driver("overlay"),
+            driver("macvlan"),
             501,
-            "network driver \"overlay\" is not supported yet; use the ovs backend (driver bridge)",
+            "network driver \"macvlan\" is not supported yet; use the ovs backend (driver bridge)",
         ),
         (Spec { ipam_driver: "nope".into(), ..spec("x") }, 404, "plugin \"nope\" not found"),
         (Spec { enable_ipv4: Some(false), ..spec("x") }, 400, "IPv4 or IPv6 must be enabled"),
