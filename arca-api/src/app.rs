@@ -89,6 +89,7 @@ pub fn build(
         id: format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]),
         hosts: tokio::sync::Mutex::default(),
         attached: Mutex::new(BTreeSet::new()),
+        full_set: tokio::sync::RwLock::new(()),
         paths,
     };
     Ok((Arc::new(engine), records))

@@ -8,6 +8,7 @@ use std::{
 };
 
 use arca_daemon::paths::Paths;
+use tokio::sync::RwLock;
 
 use crate::{
     containers::{Container, exec::Execs, index::Index},
@@ -52,6 +53,8 @@ pub struct Engine {
     pub hosts: tokio::sync::Mutex<()>,
     /// Workloads that arca-netd should know endpoints of.
     pub attached: Mutex<BTreeSet<String>>,
+    /// Held alone while arca-netd is given the full set of `attached`: who is not in it loses its endpoints.
+    pub full_set: RwLock<()>,
 }
 
 impl Engine {
@@ -73,8 +76,14 @@ impl Engine {
         self.attached.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
-    /// Says whether a workload should have endpoints: set before the first attach, cleared after the last detach, so
-    /// that a full sync never removes what is being made.
+    /// Says that a workload will have endpoints, before its first attach. Waits while a full set without it is on its
+    /// way: its endpoints would be removed as they are made.
+    pub async fn will_attach(&self, id: &str) {
+        let _no_full_set = self.full_set.read().await;
+        self.set_attached(id, true);
+    }
+
+    /// Says whether a workload has endpoints: set at adoption, cleared after the last detach.
     pub fn set_attached(&self, id: &str, attached: bool) {
         let mut set = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
         if attached {

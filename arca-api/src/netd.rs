@@ -11,7 +11,7 @@ use arca_proto::{
 use tonic::transport::Channel;
 
 use crate::{
-    containers::native,
+    containers::{in_step, native},
     docker::network::{EndpointSettings, split_cidr},
     engine::Engine,
 };
@@ -43,6 +43,13 @@ pub fn observe(settings: &mut EndpointSettings, endpoint: &netd::Endpoint) {
 /// First and last pause between attempts to reach arca-netd.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
+/// Gives arca-netd the full set; nobody begins to attach from the moment it is drawn up until it has worked.
+async fn full_set(engine: &Engine) -> Result<netd::SyncAttachmentsResponse, tonic::Status> {
+    let _alone = engine.full_set.write().await;
+    let request = netd::SyncAttachmentsRequest { workload_ids: engine.attached() };
+    engine.netd.clone().sync_attachments(request).await.map(tonic::Response::into_inner)
+}
+
 /// Keeps arca-netd in step for as long as the engine lives: each time it can be reached, it gets the full set of
 /// attachments that should be, and removes all others (DESIGN section 8).
 pub async fn keep_in_step(engine: Arc<Engine>) {
@@ -53,16 +60,14 @@ pub async fn keep_in_step(engine: Arc<Engine>) {
             Ok(stream) => {
                 pause = BACKOFF.0;
                 let mut stream = stream.into_inner();
-                let workload_ids = engine.attached();
-                let request = netd::SyncAttachmentsRequest { workload_ids };
-                match netd.sync_attachments(request).await {
+                match full_set(&engine).await {
                     Ok(answer) => {
-                        let answer = answer.into_inner();
                         tracing::info!(
                             kept = answer.endpoints.len(),
                             removed = answer.removed.len(),
                             "arca-netd in step"
                         );
+                        in_step::compare(&engine, &answer.endpoints).await;
                         native::refresh_all(&engine, &answer.endpoints).await;
                     }
                     Err(status) => tracing::warn!(error = status.message(), "arca-netd refused the attachments"),

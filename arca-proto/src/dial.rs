@@ -49,6 +49,18 @@ pub enum Address {
 #[error("machine address is {0}")]
 pub struct InvalidAddress(&'static str);
 
+impl Address {
+    /// Whether a machine of which nothing is left here had this address: who does not answer there will not come back.
+    /// Of a context id nobody can tell.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        match self {
+            Self::Vsock(_) => false,
+            Self::Hybrid(path) | Self::Sockets(path) => !path.exists(),
+        }
+    }
+}
+
 impl TryFrom<proto::Address> for Address {
     type Error = InvalidAddress;
 

@@ -15,6 +15,7 @@ mod links;
 mod networks;
 mod proofs;
 mod publishing;
+mod races;
 mod story;
 
 use std::{collections::BTreeMap, process::ExitCode};
@@ -38,6 +39,7 @@ fn tests() -> BTreeMap<String, Test> {
         ("networks", networks::TESTS),
         ("proofs", proofs::TESTS),
         ("publishing", publishing::TESTS),
+        ("races", races::TESTS),
         ("story", story::TESTS),
     ];
     let flat = modules.iter().flat_map(|(module, tests)| tests.iter().map(move |(name, test)| (module, *name, *test)));

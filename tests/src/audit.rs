@@ -7,7 +7,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -97,7 +96,7 @@ pub fn compare(engine: &Engine) -> anyhow::Result<Vec<Seen>> {
     let open: Vec<Value> = json_of(engine, "arca-relayd", &["links", "--json"])?;
     let open: BTreeSet<u64> = open.iter().filter_map(|link| link["link"].as_u64()).collect();
     ensure!(open == links, "arca-relayd has links {open:?}, arca-netd wants {links:?}");
-    helper(engine, &netd, &links)?;
+    helper(engine, &netd)?;
     inside(&docker, &stored)?;
     Ok(stored.into_iter().collect())
 }
@@ -119,8 +118,7 @@ fn unique<T: Ord + std::fmt::Debug>(what: &str, all: impl Iterator<Item = T>) ->
 }
 
 fn same(what: &str, stored: &BTreeSet<Seen>, seen: &BTreeSet<Seen>) -> anyhow::Result<()> {
-    let (missing, more): (Vec<_>, Vec<_>) =
-        (stored.difference(seen).collect(), seen.difference(stored).collect());
+    let (missing, more): (Vec<_>, Vec<_>) = (stored.difference(seen).collect(), seen.difference(stored).collect());
     ensure!(
         missing.is_empty() && more.is_empty(),
         "arca-netd and docker's {what} differ: only arca-netd has {missing:?}, only docker has {more:?}"
@@ -198,7 +196,7 @@ fn inside(docker: &Docker, stored: &BTreeSet<Seen>) -> anyhow::Result<()> {
 }
 
 /// Rows of the helper machine: every one owned and needed, the endpoints' ones with their addresses; ports of the bridge.
-fn helper(engine: &Engine, netd: &[&Value], links: &BTreeSet<u64>) -> anyhow::Result<()> {
+fn helper(engine: &Engine, netd: &[&Value]) -> anyhow::Result<()> {
     let helper = Helper::of(engine)?;
     let networks: Vec<Value> = json_of(engine, "arca-netd", &["networks", "--json"])?;
     let ids = |list: &[&Value]| list.iter().filter_map(|one| one["id"].as_str().map(str::to_owned)).collect();
@@ -226,12 +224,13 @@ fn helper(engine: &Engine, netd: &[&Value], links: &BTreeSet<u64>) -> anyhow::Re
         ensure!(row.contains(address), "endpoint {id} has {address}, its row says {row}");
     }
     ensure!(ports.len() == endpoints.len(), "{} ports for {} endpoints", ports.len(), endpoints.len());
-    let on_bridge: BTreeSet<u64> = helper
-        .rows("vs", "Interface")?
-        .iter()
-        .filter_map(|row| row["name"].as_str()?.strip_prefix("arca")?.parse().ok())
-        .collect();
-    ensure!(on_bridge == *links, "br-int has the ports {on_bridge:?}, arca-netd wants {links:?}");
+    let interfaces = helper.rows("vs", "Interface")?;
+    let on_bridge: Vec<String> =
+        interfaces.iter().filter_map(|row| pairs(&row["external_ids"]).remove("iface-id")).collect();
+    ensure!(
+        on_bridge.len() == endpoints.len() && on_bridge.iter().all(|id| endpoints.contains(id)),
+        "br-int has ports of {on_bridge:?}, arca-netd wants {endpoints:?}"
+    );
     Ok(())
 }
 
@@ -247,7 +246,7 @@ impl Helper {
     /// # Errors
     /// If it does not run.
     pub fn of(engine: &Engine) -> anyhow::Result<Self> {
-        let record = engine.home().join("data/helper/machine.json");
+        let record = engine.home().join("data/helper/machine/machine.json");
         let record = fs::read_to_string(&record).with_context(|| record.display().to_string())?;
         let record: Value = serde_json::from_str(&record)?;
         Ok(Self { pid: record["pid"].to_string() })
@@ -275,7 +274,8 @@ impl Helper {
         };
         let text = self.run(&[program, "--timeout=10", "--format=json", "list", table])?;
         let answer: Value = serde_json::from_str(&text)?;
-        let headings: Vec<&str> = answer["headings"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let headings: Vec<&str> =
+            answer["headings"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         let row = |row: &Value| {
             let cells = row.as_array().into_iter().flatten().cloned();
             Value::Object(headings.iter().map(|name| (*name).to_owned()).zip(cells).collect())
@@ -304,10 +304,4 @@ pub fn at_once<A: Sync, T: Send>(all: &[A], work: impl Fn(&A) -> T + Sync) -> Ve
         };
         threads.into_iter().map(join).collect()
     })
-}
-
-/// Whether this machine has a program.
-#[must_use]
-pub fn has(program: &str) -> bool {
-    Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
 }

@@ -3,12 +3,15 @@
 //!
 //! Everything runs in private network, mount and process namespaces ([`isolation`]): one kill ends all of it, and nothing
 //! on the machine changes. An [`engine`] is started there as a user would start it, and driven with the real docker CLI.
+//! [`http`] speaks to it without the CLI, [`audit`] asks everybody whether they agree.
 //! The [`outside`] is an "internet" of our own; [`leaks`] compares what exists before and after; [`measure`] has the
 //! ping-pong and throughput probes; [`story`] is what demo and tests both play.
 #![cfg(target_os = "linux")]
 
+pub mod audit;
 pub mod clients;
 pub mod engine;
+pub mod http;
 pub mod isolation;
 pub mod leaks;
 pub mod measure;

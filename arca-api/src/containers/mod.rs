@@ -25,6 +25,7 @@ pub mod exec;
 pub mod exit;
 pub mod files;
 pub mod health;
+pub mod in_step;
 pub mod index;
 pub mod links;
 pub mod logs;
@@ -66,6 +67,9 @@ use crate::{
     http::{ApiError, ApiResult},
     machines::Live,
 };
+
+/// A machine whose programs have stopped answering is gone within this, or something else is wrong.
+const ENDS_WITHIN: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// What `wait` looks at.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -110,6 +114,18 @@ impl Container {
             clients: attach::Clients::default(),
             monitor: health::Monitor::default(),
         })
+    }
+
+    /// The turn of a verb that changes state. Whoever waited while the container was removed finds nothing to change.
+    ///
+    /// # Errors
+    /// 404 `No such container: …`.
+    pub async fn turn(&self) -> ApiResult<tokio::sync::MutexGuard<'_, ()>> {
+        let turn = self.ops.lock().await;
+        if self.phase.borrow().removed {
+            return Err(ApiError::not_found(format!("No such container: {}", self.id)));
+        }
+        Ok(turn)
     }
 
     /// A copy of what is known now.
@@ -158,6 +174,18 @@ impl Container {
         self.live()
             .filter(|_| running)
             .ok_or_else(|| ApiError::conflict(format!("container {} is not running", self.id)))
+    }
+
+    /// Whether this machine has ended, although nobody has taken note of it yet.
+    pub(crate) async fn has_ended(&self, live: &Live) -> bool {
+        tokio::time::timeout(ENDS_WITHIN, live.machine.wait_exit()).await.is_ok()
+    }
+
+    /// Returns when the end of the process that runs now has been taken note of. The caller does not hold `ops`.
+    pub(crate) async fn until_noted(&self) {
+        let mut phase = self.phase.subscribe();
+        // An error means that the container itself is gone, which is ended too.
+        let _ = phase.wait_for(|phase| !phase.running).await;
     }
 
     /// Emits a container event with image, name, labels and `more`.

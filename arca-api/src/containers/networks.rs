@@ -188,7 +188,7 @@ pub async fn set_up(engine: &Engine, container: &Container, record: &mut Record,
         };
         return Err(ApiError::bad_request(format!("{SET_UP}: {text}")));
     }
-    engine.set_attached(&record.id, true);
+    engine.will_attach(&record.id).await;
     let result = set_up_all(engine, record, live, exclusive).await;
     if result.is_err() {
         tear_down(engine, container, record).await;
@@ -328,11 +328,11 @@ pub async fn connect(
     network: &str,
     settings: EndpointSettings,
 ) -> ApiResult<()> {
-    let _op = container.ops.lock().await;
+    let op = container.turn().await?;
     let mut record = container.record();
     // Docker joins the network of this id, if one is given, whatever the path names.
     let by_id = settings.network_id.clone();
-    let wish = Attachment::wished(settings);
+    let wish = Attachment::wished(settings.clone());
     let mut netd = engine.netd.clone();
     let live = container.live().filter(|_| record.state.is_running());
     let Some(live) = live else {
@@ -362,6 +362,7 @@ pub async fn connect(
     let mut wish = wish;
     wish.settings.network_id = known.id;
     let wanted = netd::AttachRequest { dynamic: true, ..request(&record, &name, &wish, Some(&live)) };
+<<<<<<< Updated upstream
     let endpoint = netd.attach(wanted).await?.into_inner();
     let published = match ports::published_or_publish(engine, &record).await {
         Ok(published) => published,
@@ -374,15 +375,38 @@ pub async fn connect(
                 );
             }
             return Err(error);
+=======
+    let endpoint = match netd.attach(wanted).await {
+        Ok(endpoint) => endpoint.into_inner(),
+        Err(status) => {
+            if status.code() == tonic::Code::Unavailable && container.has_ended(&live).await {
+                // It ended under the attach. Once that is noted it is connected as any stopped container is.
+                drop(op);
+                container.until_noted().await;
+                return Box::pin(connect(engine, container, network, settings)).await;
+            }
+            return Err(status.into());
+>>>>>>> Stashed changes
         }
     };
     observe(&mut wish.settings, &endpoint);
     record.networks.insert(name.clone(), wish.clone());
+<<<<<<< Updated upstream
     let attached = |record: &mut Record| {
         record.published = published;
         record.networks.insert(name.clone(), wish);
     };
     container.update(engine, attached).await?;
+=======
+    let stored = container.update(engine, |record| record.networks.insert(name.clone(), wish)).await;
+    if let Err(error) = stored {
+        let undo = netd::DetachRequest { network: endpoint.network_id, workload_id: record.id, force: true };
+        if let Err(status) = netd.detach(undo).await {
+            tracing::warn!(container_id = container.id, error = status.message(), "an endpoint nobody knows of stays");
+        }
+        return Err(error);
+    }
+>>>>>>> Stashed changes
     if let Some(network) = record.networks.get(&name) {
         files::joined(&record, &engine.folder(&container.id), &network.settings)?;
     }
@@ -411,7 +435,7 @@ fn finds_none(status: &tonic::Status) -> bool {
 /// # Errors
 /// 500 `container … is not connected to network …`, and arca-netd's.
 pub async fn disconnect(engine: &Arc<Engine>, container: &Arc<Container>, network: &str, force: bool) -> ApiResult<()> {
-    let _op = container.ops.lock().await;
+    let _op = container.turn().await?;
     let mut record = container.record();
     let mut netd = engine.netd.clone();
     let known = netd.get_network(netd::GetNetworkRequest { name_or_id: network.to_owned() }).await;

@@ -30,30 +30,23 @@ impl Options {
 /// # Errors
 /// 409 if it runs and `force` is not set; 500 if its files cannot be removed (it is then `dead`).
 pub async fn remove(engine: &Arc<Engine>, container: &Arc<Container>, options: Options) -> ApiResult<()> {
-    let (status, name) = container.with(|record| (record.state.status, record.name.clone()));
-    if matches!(status, Status::Running | Status::Paused | Status::Restarting) {
+    let name = container.with(|record| record.name.clone());
+    let _op = loop {
+        end(engine, container, &name, options).await?;
+        let op = container.ops.lock().await;
+        if container.phase.borrow().removed {
+            return Ok(());
+        }
+        if !container.with(|record| record.state.is_running()) {
+            break op;
+        }
+        // Somebody started it again between its end and our turn.
         if !options.force {
-            let advice = match status {
-                Status::Paused => "container is paused and must be unpaused first".to_owned(),
-                _ => format!("container is {}: stop the container before removing or force remove", status.word()),
-            };
-            return Err(ApiError::conflict(format!("cannot remove container \"{name}\": {advice}")));
+            return Err(ApiError::conflict(format!(
+                "cannot remove container \"{name}\": container is running: stop the container before removing or force remove"
+            )));
         }
-        if status == Status::Restarting {
-            stop::stop(engine, container, "", Some(0)).await?;
-        } else if let Err(error) = stop::kill(engine, container, &name, "KILL").await {
-            tracing::debug!(container_id = container.id, %error, "it ended by itself");
-        }
-    }
-    let _op = container.ops.lock().await;
-    if container.phase.borrow().removed {
-        return Ok(());
-    }
-    if container.with(|record| record.state.is_running()) {
-        return Err(ApiError::conflict(format!(
-            "cannot remove container \"{name}\": container is running: stop the container before removing or force remove"
-        )));
-    }
+    };
     let folder = engine.folder(&container.id);
     let removed = Engine::blocking(move || match std::fs::remove_dir_all(&folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -78,5 +71,25 @@ pub async fn remove(engine: &Arc<Engine>, container: &Arc<Container>, options: O
     container.emit(engine, "destroy", &[]);
     container.clients.dismiss();
     container.phase.send_modify(|phase| phase.removed = true);
+    Ok(())
+}
+
+/// Kills it if it runs and may be killed.
+async fn end(engine: &Arc<Engine>, container: &Arc<Container>, name: &str, options: Options) -> ApiResult<()> {
+    let status = container.with(|record| record.state.status);
+    if matches!(status, Status::Running | Status::Paused | Status::Restarting) {
+        if !options.force {
+            let advice = match status {
+                Status::Paused => "container is paused and must be unpaused first".to_owned(),
+                _ => format!("container is {}: stop the container before removing or force remove", status.word()),
+            };
+            return Err(ApiError::conflict(format!("cannot remove container \"{name}\": {advice}")));
+        }
+        if status == Status::Restarting {
+            stop::stop(engine, container, "", Some(0)).await?;
+        } else if let Err(error) = stop::kill(engine, container, name, "KILL").await {
+            tracing::debug!(container_id = container.id, %error, "it ended by itself");
+        }
+    }
     Ok(())
 }

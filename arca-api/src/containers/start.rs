@@ -30,7 +30,7 @@ pub enum Started {
 /// # Errors
 /// Docker's texts; the container is what it was, but for `State.Error` and `State.ExitCode`.
 pub async fn start(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResult<Started> {
-    let op = container.ops.lock().await;
+    let op = container.turn().await?;
     match container.with(|record| record.state.status) {
         Status::Running => return Ok(Started::Already),
         Status::Paused => return Err(ApiError::conflict("cannot start a paused container, try unpause instead")),
@@ -40,7 +40,6 @@ pub async fn start(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResul
         Status::Created | Status::Exited | Status::Restarting => {}
     }
     let started = start_locked(engine, container).await;
-    drop(op);
     if let Err(error) = &started {
         container.clients.dismiss();
         let message = error.message.clone();
@@ -60,6 +59,7 @@ pub async fn start(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResul
             phase.exits += 1;
             phase.exit_code = code;
         });
+        drop(op);
         if container.with(|record| record.host.auto_remove)
             && let Err(error) = remove::remove(engine, container, remove::Options::auto()).await
         {

@@ -45,7 +45,7 @@ pub async fn stop(
     let name = [signal_name, configured.as_str()].into_iter().find(|name| !name.is_empty());
     let number = name.map_or(Ok(signals::TERM), signals::parse)?;
     if status == Status::Restarting {
-        let _op = container.ops.lock().await;
+        let _op = container.turn().await?;
         container
             .update(engine, |record| {
                 record.state.status = Status::Exited;
@@ -84,7 +84,7 @@ pub async fn stop(
 }
 
 async fn mark_stopped(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResult<()> {
-    let _op = container.ops.lock().await;
+    let _op = container.turn().await?;
     if container.with(|record| record.host.restart_policy.name == "no") {
         // Nobody will ask; this saves a write to the disk.
         return Ok(());
@@ -147,7 +147,7 @@ pub async fn restart(
 }
 
 async fn freeze(engine: &Arc<Engine>, container: &Arc<Container>, frozen: bool) -> ApiResult<()> {
-    let _op = container.ops.lock().await;
+    let _op = container.turn().await?;
     let status = container.with(|record| record.state.status);
     match (status, frozen) {
         (Status::Paused, true) => {
@@ -210,7 +210,7 @@ pub async fn rename(engine: &Arc<Engine>, container: &Arc<Container>, name: &str
     }
     let within = |error: ApiError| error.within("Error when allocating new name");
     let name = names::check(name).map_err(|_| names::invalid(&format!("/{name}"))).map_err(within)?;
-    let _op = container.ops.lock().await;
+    let _op = container.turn().await?;
     let old = container.with(|record| record.name.clone());
     if old == name {
         return Err(ApiError::bad_request("Renaming a container with the same name as its current name"));

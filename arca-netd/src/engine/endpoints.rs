@@ -58,7 +58,9 @@ impl Engine {
         let got = match got {
             Ok(got) => got,
             Err(error) => {
-                self.forget(&[&endpoint]).await?;
+                // Once more, in order: a full set that was drawn up between the undo and here has it, and its link
+                // number must not be given out while anybody does.
+                self.take_down(&[&endpoint]).await?;
                 return Err(error);
             }
         };
@@ -132,13 +134,18 @@ impl Engine {
         let state = self.store.state();
         let removals = endpoints.iter().map(|endpoint| async {
             let network = state.networks.get(&endpoint.network);
-            let Some(backend) = network.and_then(|network| self.backends.of(network.kind)) else { return };
-            for error in backend.detach(endpoint, generation).await {
+            let Some(backend) = network.and_then(|network| self.backends.of(network.kind)) else { return false };
+            let failures = backend.detach(endpoint, generation).await;
+            for error in &failures {
                 tracing::debug!(endpoint_id = %endpoint.id, %error, "part of an endpoint was not taken down");
             }
+            !failures.is_empty()
         });
-        futures_util::future::join_all(removals).await;
+        let in_part = futures_util::future::join_all(removals).await.contains(&true);
         self.forget(endpoints).await?;
+        if in_part {
+            self.kick();
+        }
         if let Err(error) = self.configure_machine_of(first).await {
             tracing::warn!(endpoint_id = %first.id, %error, "default route was not moved after a detach");
         }
@@ -205,7 +212,7 @@ impl Engine {
     /// Gives a workload's endpoints a new name.
     ///
     /// # Errors
-    /// If the database fails or OVN refuses a name.
+    /// If the database fails.
     pub async fn set_names(self: &Arc<Self>, workload: WorkloadId, name: String) -> Result<()> {
         let engine = Arc::clone(self);
         detached(async move {
@@ -229,7 +236,11 @@ impl Engine {
             for endpoint in renamed {
                 let Some(network) = state.networks.get(&endpoint.network) else { continue };
                 if let Some(backend) = engine.backends.of(network.kind) {
-                    backend.rename(network, &endpoint).await?;
+                    // It is on disk: a helper that could not be told is told with the next full set.
+                    if let Err(error) = backend.rename(network, &endpoint).await {
+                        tracing::warn!(endpoint_id = %endpoint.id, %error, "a new name is not answered yet");
+                        engine.kick();
+                    }
                 }
             }
             Ok(())

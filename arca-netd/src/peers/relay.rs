@@ -8,6 +8,7 @@
 use std::{
     collections::HashMap,
     path::Path,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -148,7 +149,7 @@ impl Relay {
                     None => return Ok(()),
                 },
                 // Not cancelled: the future stays pinned until it is done.
-                whole = async { comparing.as_mut().as_pin_mut().expect("guarded by `busy`").await }, if busy => {
+                whole = under_way(comparing.as_mut()) => {
                     comparing.set(None);
                     next = match whole? {
                         true => { failing.reset(); Instant::now() + FULL_SYNC }
@@ -336,6 +337,14 @@ impl Relay {
     pub async fn unpublish(&self, id: &str) -> Result<()> {
         let gone = self.client().unpublish(proto::UnpublishRequest { id: id.into() }).await;
         absent_is_fine(gone, || "give a published port back".into())
+    }
+}
+
+/// The outcome of the comparison under way; while there is none, nothing.
+async fn under_way<F: Future>(mut comparing: Pin<&mut Option<F>>) -> F::Output {
+    match comparing.as_mut().as_pin_mut() {
+        Some(comparing) => comparing.await,
+        None => std::future::pending().await,
     }
 }
 

@@ -8,9 +8,10 @@ use arca_proto::{
     ports::{self, LinkNumber},
     tap::v1::{self as proto, attach_progress::Step, tap_client::TapClient},
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Channel;
 
+use super::backoff::Backoff;
 use crate::error::{Error, Result};
 
 const WHO: &str = "arca-tapfwd";
@@ -19,7 +20,10 @@ const SHORT: Duration = Duration::from_secs(3);
 
 /// A client for one machine.
 #[derive(Clone, Debug)]
-pub struct Tap(TapClient<Channel>);
+pub struct Tap {
+    client: TapClient<Channel>,
+    machine: Address,
+}
 
 /// An attachment under way.
 #[derive(Debug)]
@@ -29,7 +33,7 @@ impl Tap {
     /// Dials when first used.
     #[must_use]
     pub fn new(machine: &Address) -> Self {
-        Self(TapClient::new(dial::channel(machine, ports::TAP)))
+        Self { client: TapClient::new(dial::channel(machine, ports::TAP)), machine: machine.clone() }
     }
 
     /// Starts an attachment.
@@ -38,16 +42,19 @@ impl Tap {
     /// If the machine is gone or refuses at once.
     pub async fn attach(&mut self, request: proto::AttachNetworkRequest) -> Result<Attaching> {
         let what = format!("make interface {}", request.interface);
-        Ok(Attaching(self.0.attach_network(request).await.map_err(Error::peer(WHO, what))?.into_inner()))
+        Ok(Attaching(self.client.attach_network(request).await.map_err(Error::peer(WHO, what))?.into_inner()))
     }
 
-    /// Takes an interface away. What is not attached, or a machine that is gone, is no error worth stopping for.
+    /// Takes an interface away. What is not attached is no error, and a machine that is gone none worth stopping for.
     ///
     /// # Errors
     /// If the machine does not answer.
     pub async fn detach(&mut self, link: LinkNumber) -> Result<()> {
-        let call = self.0.detach_network(proto::DetachNetworkRequest { link: link.get() });
-        short(call, "remove an interface").await
+        let mut client = self.client.clone();
+        self.patiently("remove an interface", async move || {
+            client.detach_network(proto::DetachNetworkRequest { link: link.get() }).await.map(drop)
+        })
+        .await
     }
 
     /// Default route and resolver of the machine.
@@ -55,17 +62,34 @@ impl Tap {
     /// # Errors
     /// If the machine does not answer or refuses.
     pub async fn configure(&mut self, request: proto::ConfigureRequest) -> Result<()> {
-        short(self.0.configure(request), "set the default route").await
+        let mut client = self.client.clone();
+        self.patiently("set the default route", async move || client.configure(request.clone()).await.map(drop)).await
     }
-}
 
-async fn short<T>(
-    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
-    what: &'static str,
-) -> Result<()> {
-    match timeout(SHORT, call).await {
-        Ok(answer) => answer.map(drop).map_err(Error::peer(WHO, what)),
-        Err(_) => Err(Error::Unavailable(format!("{WHO} did not {what} within {} s", SHORT.as_secs()))),
+    /// Asks again while arca-tapfwd is being restarted: it takes its interfaces up again, so what was asked of the one
+    /// before must reach the next.
+    async fn patiently(
+        &self,
+        what: &'static str,
+        mut ask: impl AsyncFnMut() -> Result<(), tonic::Status>,
+    ) -> Result<()> {
+        let limit = Instant::now() + SHORT;
+        let mut backoff = Backoff::default();
+        loop {
+            let asked = timeout(SHORT, ask()).await;
+            let asked =
+                asked.map_err(|_| Error::Unavailable(format!("{WHO} did not {what} within {} s", SHORT.as_secs())))?;
+            match asked {
+                Err(status)
+                    if status.code() == tonic::Code::Unavailable
+                        && !self.machine.is_gone()
+                        && Instant::now() < limit =>
+                {
+                    sleep(backoff.pause()).await;
+                }
+                answer => return answer.map_err(Error::peer(WHO, what)),
+            }
+        }
     }
 }
 

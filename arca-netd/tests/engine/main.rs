@@ -10,6 +10,7 @@
 
 mod attach;
 mod fakes;
+mod model;
 mod publish;
 mod restart;
 mod rpc;

@@ -14,7 +14,7 @@ use tokio::sync::broadcast;
 use tokio_stream::{StreamExt as _, wrappers::BroadcastStream};
 use tonic::{Request, Response, Status, Streaming, service::Routes};
 
-use super::Breaks;
+use super::{Breaks, Hiccup};
 
 #[derive(Clone, Debug)]
 pub(crate) struct FakeAgent(Arc<Inner>);
@@ -22,6 +22,7 @@ pub(crate) struct FakeAgent(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     breaks: Breaks,
+    hiccup: Hiccup,
     nb: Mutex<Nb>,
     news: broadcast::Sender<proto::Observation>,
 }
@@ -56,6 +57,9 @@ impl Nb {
         if known.is_some_and(|known| known.generation > object.generation) {
             return self.observe(&key, breaks);
         }
+        if let Some(refused) = self.clash(object) {
+            return refused;
+        }
         if known.is_none_or(|known| known.kind != object.kind) {
             self.changed += 1;
         }
@@ -64,6 +68,20 @@ impl Nb {
             self.allocate(endpoint);
         }
         self.observe(&key, breaks)
+    }
+
+    /// Neither OVSDB nor OVN would refuse an address twice; the agent does.
+    fn clash(&self, object: &proto::Object) -> Option<proto::Observation> {
+        let Some(Kind::Endpoint(endpoint)) = &object.kind else { return None };
+        let fixed: std::net::Ipv4Addr = endpoint.static_v4.parse().ok()?;
+        self.addresses.iter().find(|(id, net)| **id != endpoint.id && net.addr() == fixed)?;
+        let (kind, id) = key_of(object);
+        Some(proto::Observation {
+            key: Some(proto::ObjectKey { kind, id, generation: object.generation }),
+            error: "Address already in use".into(),
+            error_kind: proto::ErrorKind::AddressInUse.into(),
+            ..Default::default()
+        })
     }
 
     fn allocate(&mut self, endpoint: &proto::Endpoint) {
@@ -125,11 +143,16 @@ impl Nb {
 impl FakeAgent {
     pub(crate) fn new(breaks: Breaks) -> Self {
         let news = broadcast::Sender::new(1024);
-        Self(Arc::new(Inner { breaks, nb: Mutex::default(), news }))
+        Self(Arc::new(Inner { breaks, hiccup: Hiccup::default(), nb: Mutex::default(), news }))
     }
 
     pub(crate) fn routes(&self) -> Routes {
         Routes::new(HelperServer::new(self.clone()))
+    }
+
+    /// The next so many changes are not answered.
+    pub(crate) fn hiccup(&self, calls: u32) {
+        self.0.hiccup.set(calls);
     }
 
     fn breaks(&self) -> Option<&'static str> {
@@ -199,6 +222,7 @@ impl Helper for FakeAgent {
     }
 
     async fn apply(&self, request: Request<proto::ApplyRequest>) -> Result<Response<proto::ApplyResponse>, Status> {
+        self.0.hiccup.check()?;
         let request = request.into_inner();
         let breaks = self.breaks();
         let mut nb = self.0.nb.lock().unwrap();

@@ -14,7 +14,6 @@ use std::{
 
 use arca_netd::{
     app::{self, App, Parts},
-    error::Result,
     helper::{Boot, Booted, Uplink},
     model::{Endpoint, NetworkId, Spec, WorkloadId},
     store::{Store, StoreError},
@@ -71,7 +70,7 @@ pub(crate) struct FakeBoot {
 
 #[async_trait]
 impl Boot for FakeBoot {
-    async fn up(&self) -> Result<Booted> {
+    async fn up(&self) -> arca_netd::error::Result<Booted> {
         let mut boots = self.boots.lock().unwrap();
         *boots += 1;
         Ok(Booted { address: self.address.clone(), adopted: *boots > 1 })
@@ -79,7 +78,7 @@ impl Boot for FakeBoot {
     async fn ended(&self) {
         self.ended.notified().await;
     }
-    async fn down(&self) -> Result<()> {
+    async fn down(&self) -> arca_netd::error::Result<()> {
         *self.downs.lock().unwrap() += 1;
         Ok(())
     }
@@ -103,13 +102,15 @@ pub(crate) struct World {
     pub(crate) taps: BTreeMap<u8, tap::FakeTap>,
     pub(crate) agent_process: Option<Process>,
     pub(crate) relay_process: Option<Process>,
-    tap_processes: Vec<Process>,
+    tap_processes: BTreeMap<u8, Process>,
     pub(crate) app: Option<App>,
 }
 
 impl World {
     pub(crate) async fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        // In memory where there is such a place: what is tested is not the disk.
+        let memory = Path::new("/dev/shm");
+        let directory = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
         let breaks = Breaks::default();
         let helper = directory.path().join("h");
         let mut world = Self {
@@ -124,7 +125,7 @@ impl World {
             taps: BTreeMap::new(),
             agent_process: None,
             relay_process: None,
-            tap_processes: Vec::new(),
+            tap_processes: BTreeMap::new(),
             app: None,
             directory,
             breaks,
@@ -155,9 +156,16 @@ impl World {
             return Address::Sockets(directory);
         }
         let tap = tap::FakeTap::new(Arc::clone(&self.breaks), self.relay.opened());
-        self.tap_processes.push(Process::serve(&directory.join("5555"), tap.routes()));
+        self.tap_processes.insert(n, Process::serve(&directory.join("5555"), tap.routes()));
         self.taps.insert(n, tap);
         Address::Sockets(directory)
+    }
+
+    /// The process of an arca-tapfwd dies and comes back; its interfaces stay.
+    pub(crate) fn restart_tap(&mut self, n: u8) {
+        self.tap_processes.remove(&n);
+        let socket = self.path(&format!("m/{n}/5555"));
+        self.tap_processes.insert(n, Process::serve(&socket, self.taps[&n].routes()));
     }
 
     pub(crate) async fn store(&self) -> Store {
@@ -211,6 +219,35 @@ impl World {
         assert!(self.relay.links().is_empty(), "{what}: links");
         assert!(self.taps.values().all(|tap| tap.interfaces().is_empty()), "{what}: interfaces");
         assert_eq!(self.engine().state().endpoints.len(), 0, "{what}: stored endpoints");
+    }
+}
+
+/// Waits until there is no complaint, at most five seconds; the last complaint.
+pub(crate) async fn eventually_ok<E>(check: impl Fn() -> Result<(), E>) -> Result<(), E> {
+    for _ in 0..500 {
+        if check().is_ok() {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    check()
+}
+
+/// A number of calls that are answered with UNAVAILABLE, as by a peer that is just restarting.
+#[derive(Debug, Default)]
+pub(crate) struct Hiccup(std::sync::atomic::AtomicU32);
+
+impl Hiccup {
+    pub(crate) fn set(&self, calls: u32) {
+        self.0.store(calls, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    pub(crate) fn check(&self) -> Result<(), tonic::Status> {
+        use std::sync::atomic::Ordering::SeqCst;
+        match self.0.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)) {
+            Ok(_) => Err(tonic::Status::unavailable("just restarting")),
+            Err(_) => Ok(()),
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use tokio::sync::{broadcast, watch};
 use tokio_stream::{StreamExt as _, wrappers::BroadcastStream};
 use tonic::{Request, Response, Status, service::Routes};
 
-use super::Breaks;
+use super::{Breaks, Hiccup};
 
 #[derive(Clone, Debug)]
 pub(crate) struct FakeRelay(Arc<Inner>);
@@ -24,6 +24,7 @@ pub(crate) struct FakeRelay(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     breaks: Breaks,
+    hiccup: Hiccup,
     links: watch::Sender<BTreeMap<u32, proto::Link>>,
     listeners: Mutex<BTreeMap<String, proto::Publication>>,
     news: broadcast::Sender<proto::Link>,
@@ -39,6 +40,7 @@ impl FakeRelay {
     pub(crate) fn new(breaks: Breaks) -> Self {
         Self(Arc::new(Inner {
             breaks,
+            hiccup: Hiccup::default(),
             links: watch::Sender::default(),
             listeners: Mutex::default(),
             news: broadcast::Sender::new(1024),
@@ -54,6 +56,11 @@ impl FakeRelay {
 
     pub(crate) fn opened(&self) -> watch::Receiver<BTreeMap<u32, proto::Link>> {
         self.0.links.subscribe()
+    }
+
+    /// The next so many changes are not answered.
+    pub(crate) fn hiccup(&self, calls: u32) {
+        self.0.hiccup.set(calls);
     }
 
     pub(crate) fn links(&self) -> Vec<u32> {
@@ -96,6 +103,7 @@ type Links = Pin<Box<dyn Stream<Item = Result<proto::Link, Status>> + Send>>;
 #[tonic::async_trait]
 impl Relay for FakeRelay {
     async fn open_link(&self, request: Request<proto::OpenLinkRequest>) -> Result<Response<proto::Link>, Status> {
+        self.0.hiccup.check()?;
         let request = request.into_inner();
         if *self.0.breaks.lock().unwrap() == Some("link") {
             return Err(Status::deadline_exceeded("the container end refused"));
@@ -118,6 +126,7 @@ impl Relay for FakeRelay {
         &self,
         request: Request<proto::CloseLinkRequest>,
     ) -> Result<Response<proto::CloseLinkResponse>, Status> {
+        self.0.hiccup.check()?;
         let link = request.into_inner().link;
         let mut known = false;
         self.0.links.send_modify(|links| known = links.remove(&link).is_some());
@@ -144,6 +153,7 @@ impl Relay for FakeRelay {
     }
 
     async fn publish(&self, request: Request<proto::PublishRequest>) -> Result<Response<proto::Publication>, Status> {
+        self.0.hiccup.check()?;
         let request = request.into_inner();
         if request.host_ip == "203.0.113.9" {
             return Err(Status::invalid_argument("cannot assign requested address"));
@@ -162,6 +172,7 @@ impl Relay for FakeRelay {
         &self,
         request: Request<proto::UnpublishRequest>,
     ) -> Result<Response<proto::UnpublishResponse>, Status> {
+        self.0.hiccup.check()?;
         match self.0.listeners.lock().unwrap().remove(&request.into_inner().id) {
             Some(gone) => self.log(format!("unpublish {}", gone.host_port)),
             None => return Err(Status::not_found("no such publication")),

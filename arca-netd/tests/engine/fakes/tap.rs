@@ -16,11 +16,12 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, service::Routes};
 
-use super::Breaks;
+use super::{Breaks, Hiccup};
 
 #[derive(Clone, Debug)]
 pub(crate) struct FakeTap {
     breaks: Breaks,
+    hiccup: Arc<Hiccup>,
     links: watch::Receiver<BTreeMap<u32, Link>>,
     state: Arc<Mutex<State>>,
 }
@@ -33,11 +34,16 @@ struct State {
 
 impl FakeTap {
     pub(crate) fn new(breaks: Breaks, links: watch::Receiver<BTreeMap<u32, Link>>) -> Self {
-        Self { breaks, links, state: Arc::default() }
+        Self { breaks, hiccup: Arc::default(), links, state: Arc::default() }
     }
 
     pub(crate) fn routes(&self) -> Routes {
         Routes::new(TapServer::new(self.clone()))
+    }
+
+    /// The next so many changes are not answered.
+    pub(crate) fn hiccup(&self, calls: u32) {
+        self.hiccup.set(calls);
     }
 
     pub(crate) fn interfaces(&self) -> Vec<proto::AttachNetworkRequest> {
@@ -65,6 +71,7 @@ impl Tap for FakeTap {
         &self,
         request: Request<proto::AttachNetworkRequest>,
     ) -> Result<Response<Progress>, Status> {
+        self.hiccup.check()?;
         let request = request.into_inner();
         let breaks = *self.breaks.lock().unwrap();
         if breaks == Some("interface") {
@@ -96,6 +103,7 @@ impl Tap for FakeTap {
         &self,
         request: Request<proto::DetachNetworkRequest>,
     ) -> Result<Response<proto::DetachNetworkResponse>, Status> {
+        self.hiccup.check()?;
         self.state.lock().unwrap().interfaces.remove(&request.into_inner().link);
         Ok(Response::new(proto::DetachNetworkResponse {}))
     }
@@ -104,6 +112,7 @@ impl Tap for FakeTap {
         &self,
         request: Request<proto::ConfigureRequest>,
     ) -> Result<Response<proto::ConfigureResponse>, Status> {
+        self.hiccup.check()?;
         if *self.breaks.lock().unwrap() == Some("default route") {
             return Err(Status::internal("RTNETLINK answers: File exists"));
         }
