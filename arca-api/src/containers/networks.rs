@@ -362,20 +362,6 @@ pub async fn connect(
     let mut wish = wish;
     wish.settings.network_id = known.id;
     let wanted = netd::AttachRequest { dynamic: true, ..request(&record, &name, &wish, Some(&live)) };
-<<<<<<< Updated upstream
-    let endpoint = netd.attach(wanted).await?.into_inner();
-    let published = match ports::published_or_publish(engine, &record).await {
-        Ok(published) => published,
-        Err(error) => {
-            let request = netd::DetachRequest { network: endpoint.network_id, workload_id: record.id, force: false };
-            if let Err(status) = netd.detach(request).await {
-                tracing::warn!(
-                    error = status.message(),
-                    "an endpoint without its ports stays until arca-netd is in step"
-                );
-            }
-            return Err(error);
-=======
     let endpoint = match netd.attach(wanted).await {
         Ok(endpoint) => endpoint.into_inner(),
         Err(status) => {
@@ -386,32 +372,39 @@ pub async fn connect(
                 return Box::pin(connect(engine, container, network, settings)).await;
             }
             return Err(status.into());
->>>>>>> Stashed changes
+        }
+    };
+    let published = match ports::published_or_publish(engine, &record).await {
+        Ok(published) => published,
+        Err(error) => {
+            take_back(engine, endpoint).await;
+            return Err(error);
         }
     };
     observe(&mut wish.settings, &endpoint);
     record.networks.insert(name.clone(), wish.clone());
-<<<<<<< Updated upstream
     let attached = |record: &mut Record| {
         record.published = published;
         record.networks.insert(name.clone(), wish);
     };
-    container.update(engine, attached).await?;
-=======
-    let stored = container.update(engine, |record| record.networks.insert(name.clone(), wish)).await;
-    if let Err(error) = stored {
-        let undo = netd::DetachRequest { network: endpoint.network_id, workload_id: record.id, force: true };
-        if let Err(status) = netd.detach(undo).await {
-            tracing::warn!(container_id = container.id, error = status.message(), "an endpoint nobody knows of stays");
-        }
+    if let Err(error) = container.update(engine, attached).await {
+        take_back(engine, endpoint).await;
         return Err(error);
     }
->>>>>>> Stashed changes
     if let Some(network) = record.networks.get(&name) {
         files::joined(&record, &engine.folder(&container.id), &network.settings)?;
     }
     emit(engine, container, "connect", &endpoint.network_id, &name).await;
     Ok(())
+}
+
+/// Removes an endpoint that nobody was told of.
+async fn take_back(engine: &Engine, endpoint: netd::Endpoint) {
+    let netd::Endpoint { network_id: network, workload_id, .. } = endpoint;
+    let detached = engine.netd.clone().detach(netd::DetachRequest { network, workload_id, force: true }).await;
+    if let Err(status) = detached {
+        tracing::warn!(error = status.message(), "an endpoint nobody was told of stays until arca-netd is in step");
+    }
 }
 
 fn dns_names(record: &Record, wish: &Attachment) -> Vec<String> {
