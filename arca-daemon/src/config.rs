@@ -22,7 +22,7 @@ mod values;
 pub use args::CommonArgs;
 pub use keys::{KEYS, Key};
 pub use reference::reference;
-pub use values::{BackendKind, LinkKind, MachineKind, Prefix};
+pub use values::{BackendKind, LinkKind, MachineKind, Prefix, Prefix6};
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +68,8 @@ pub struct Config {
     pub log_level: String,
     /// Where the uplink /29 is taken from.
     pub uplink_range: Prefix,
+    /// Range of its IPv6 side, a /64.
+    pub uplink_range6: Prefix6,
     /// Forwarders for unknown names; empty: the host's own.
     pub dns: Vec<IpAddr>,
     /// Folder of arca-init, arca-tapfwd, arca-helper-agent.
@@ -144,6 +146,7 @@ pub fn load(input: &Input) -> Result<Config, Fatal> {
         kernel_path: path("kernelPath"),
         log_level: parsed::<values::LogLevel>(&raw, "logLevel")?.0,
         uplink_range: parsed(&raw, "uplinkRange")?,
+        uplink_range6: parsed(&raw, "uplinkRange6")?,
         dns: parsed::<values::Addresses>(&raw, "dns")?.0,
         guest_directory: path("guestDirectory"),
         helper_root: path("helperRoot"),
@@ -164,6 +167,7 @@ fn defaults(paths: &Paths, input: &Input) -> BTreeMap<&'static str, String> {
         ("socketPath", paths.docker_socket.to_string_lossy().into_owned()),
         ("logLevel", "info".to_owned()),
         ("uplinkRange", "192.168.127.0/24".to_owned()),
+        ("uplinkRange6", "fd9e:4c41:a27b::/48".to_owned()),
         ("guestDirectory", guest.to_string_lossy().into_owned()),
         ("helperRoot", paths.data.join("helper-image/rootfs").to_string_lossy().into_owned()),
     ])

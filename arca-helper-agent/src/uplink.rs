@@ -10,11 +10,13 @@
 //! [`Uplink::watch`] sets everything again after each of its starts.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use futures_util::StreamExt;
 use nix::net::if_::if_nametoindex;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
+use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use tokio::sync::Mutex;
 
@@ -22,8 +24,19 @@ use crate::files;
 use crate::layout::Layout;
 use crate::vswitch::{BR_EX, BridgePort, Datapath, Vswitch, VswitchError, ingress};
 
-/// An IPv4 network: address and prefix length.
-pub type Subnet = (Ipv4Addr, u8);
+/// A network, or an address in it: address and prefix length.
+pub type Subnet = (IpAddr, u8);
+
+/// The uplink in one address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Side {
+    /// The gateway router's address on the uplink: next hop to the containers.
+    pub router: IpAddr,
+    /// Next hop to everywhere else.
+    pub next_hop: IpAddr,
+    /// The helper's own address on the uplink, with the prefix length.
+    pub resolver: Subnet,
+}
 
 /// What `Configure` asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,12 +45,10 @@ pub struct UplinkConfig {
     pub system_id: String,
     /// Interface that leads out; must exist in the helper.
     pub interface: String,
-    /// The gateway router's address on the uplink: next hop to the containers.
-    pub router: Ipv4Addr,
-    /// Next hop to everywhere else.
-    pub next_hop: Ipv4Addr,
-    /// The helper's own address on the uplink, with the prefix length.
-    pub resolver: Subnet,
+    /// IPv4.
+    pub v4: Side,
+    /// IPv6; none where the host has none.
+    pub v6: Option<Side>,
 }
 
 /// What can go wrong with the uplink.
@@ -173,28 +184,38 @@ impl Uplink {
         let Some(config) = &wanted.config else { return Ok(()) };
         let index = if_nametoindex(BR_EX).map_err(|_| UplinkError::NoInterface(BR_EX.into()))?;
         let handle = netlink()?;
-        disable_ipv6(BR_EX)?;
+        match config.v6 {
+            Some(_) => enable_ipv6(BR_EX)?,
+            None => disable_ipv6(BR_EX)?,
+        }
         let failed = |what: &str| {
             let what = format!("{what} {BR_EX}");
             move |source| UplinkError::Netlink { what, source }
         };
         handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await.map_err(failed("set up"))?;
-        let (address, prefix) = config.resolver;
-        handle
-            .address()
-            .add(index, address.into(), prefix)
-            .replace()
-            .execute()
-            .await
-            .map_err(failed("set the resolver's address on"))?;
+        for Side { resolver: (address, prefix), .. } in config.sides() {
+            let mut add = handle.address().add(index, address, prefix).replace();
+            if address.is_ipv6() {
+                // Usable at once: nobody else is on the uplink.
+                add.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+            }
+            add.execute().await.map_err(failed("set the resolver's address on"))?;
+        }
         self.routes(&handle, wanted).await
     }
 
     async fn routes(&self, handle: &Handle, wanted: &Wanted) -> Result<(), UplinkError> {
         let Some(config) = &wanted.config else { return Ok(()) };
-        let default = (Ipv4Addr::UNSPECIFIED, 0);
-        let all = wanted.subnets.iter().map(|subnet| (*subnet, config.router));
-        for (subnet, via) in [(default, config.next_hop)].into_iter().chain(all) {
+        let family = |side: &Side, address: IpAddr| side.router.is_ipv4() == address.is_ipv4();
+        let all = wanted.subnets.iter().filter_map(|subnet| {
+            let side = config.sides().find(|side| family(side, subnet.0))?;
+            Some((*subnet, side.router))
+        });
+        let default = |side: Side| match side.next_hop {
+            IpAddr::V4(_) => ((Ipv4Addr::UNSPECIFIED.into(), 0), side.next_hop),
+            IpAddr::V6(_) => ((Ipv6Addr::UNSPECIFIED.into(), 0), side.next_hop),
+        };
+        for (subnet, via) in config.sides().map(default).chain(all) {
             let what = format!("set the route to {}/{} by {via}", subnet.0, subnet.1);
             let add = handle.route().add(route(subnet, Some(via))).replace().execute().await;
             add.map_err(|source| UplinkError::Netlink { what, source })?;
@@ -231,12 +252,39 @@ impl Uplink {
     }
 }
 
-fn route((address, prefix): Subnet, via: Option<Ipv4Addr>) -> rtnetlink::packet_route::route::RouteMessage {
-    let builder = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, prefix);
-    match via {
-        Some(via) => builder.gateway(via).build(),
-        None => builder.build(),
+impl UplinkConfig {
+    fn sides(&self) -> impl Iterator<Item = Side> + use<> {
+        [Some(self.v4), self.v6].into_iter().flatten()
     }
+}
+
+/// By a next hop of its own family, or by any.
+fn route((address, prefix): Subnet, via: Option<IpAddr>) -> RouteMessage {
+    match (address, via) {
+        (IpAddr::V4(address), via) => {
+            let builder = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, prefix);
+            match via {
+                Some(IpAddr::V4(via)) => builder.gateway(via).build(),
+                _ => builder.build(),
+            }
+        }
+        (IpAddr::V6(address), via) => {
+            let builder = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, prefix);
+            match via {
+                Some(IpAddr::V6(via)) => builder.gateway(via).build(),
+                _ => builder.build(),
+            }
+        }
+    }
+}
+
+/// Addresses are given and usable at once; whoever advertises routes on the uplink is not listened to.
+fn enable_ipv6(interface: &str) -> Result<(), UplinkError> {
+    for (setting, value) in [("accept_dad", "0"), ("accept_ra", "0"), ("disable_ipv6", "0")] {
+        std::fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/{setting}"), value)
+            .map_err(|source| UplinkError::Io { what: format!("set {setting} of {interface}"), source })?;
+    }
+    Ok(())
 }
 
 fn disable_ipv6(interface: &str) -> Result<(), UplinkError> {

@@ -48,6 +48,7 @@ async fn declare_uplink() {
         next_hop: "192.168.127.1".into(),
         resolver_address: "192.168.127.3/29".into(),
         forwarders: vec![],
+        ..ConfigureRequest::default()
     };
     let answer = Machine::client().configure(request).await.unwrap().into_inner();
     assert_eq!(answer.datapath, "netdev");

@@ -8,7 +8,7 @@ mod container;
 mod machine;
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use arca_helper_agent::ovsdb::{Database, Monitor};
@@ -25,11 +25,15 @@ use machine::{Machine, in_sandbox, run};
 
 const HOST: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 1);
 const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 2);
+const HOST6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 1);
+const ROUTER6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 2);
 const FRONT: char = 'a';
 const BACK: char = 'b';
 const INSIDE: char = 'c';
 const APART: char = 'd';
 const BRIDGE: char = 'e';
+/// IPv6 alone, in a prefix that OVN cannot allocate from by itself.
+const SIX: char = 'f';
 
 fn id(digit: char) -> String {
     digit.to_string().repeat(64)
@@ -40,10 +44,14 @@ fn network(n: char) -> Network {
     Network {
         id: id(n),
         name: format!("net-{n}"),
-        subnet_v4: format!("172.{third}.0.0/16"),
-        gateway_v4: gateway(n).to_string(),
-        subnet_v6: if n < INSIDE { format!("fd00:{n}::/64") } else { String::new() },
-        gateway_v6: if n < INSIDE { format!("fd00:{n}::1") } else { String::new() },
+        subnet_v4: if n == SIX { String::new() } else { format!("172.{third}.0.0/16") },
+        gateway_v4: if n == SIX { String::new() } else { gateway(n).to_string() },
+        subnet_v6: match n {
+            SIX => "fd00:f::/80".into(),
+            BRIDGE => String::new(),
+            _ => format!("fd00:{n}::/64"),
+        },
+        gateway_v6: if n == BRIDGE { String::new() } else { gateway6(n).to_string() },
         internal: n == INSIDE,
         inter_container: n != APART,
         masquerade: true,
@@ -57,13 +65,17 @@ fn gateway(n: char) -> Ipv4Addr {
     Ipv4Addr::new(172, u8::try_from(u32::from(n)).unwrap() - b'a' + 18, 0, 1)
 }
 
+fn gateway6(n: char) -> Ipv6Addr {
+    format!("fd00:{n}::1").parse().unwrap()
+}
+
 fn mac(link: u32) -> [u8; 6] {
     [2, 0x42, 0xac, 0x12, 0, u8::try_from(link).unwrap()]
 }
 
 fn endpoint(link: u32, network: char, machine: u32) -> Endpoint {
     Endpoint {
-        id: id(char::from_digit(link, 10).unwrap()),
+        id: id(char::from_digit(link, 16).unwrap()),
         network_id: id(network),
         link,
         mac: mac(link).map(|octet| format!("{octet:02x}")).join(":"),
@@ -75,16 +87,16 @@ fn endpoint(link: u32, network: char, machine: u32) -> Endpoint {
 }
 
 fn published(id: &str, link: u32, protocol: Protocol, vip_port: u32) -> PublishedPort {
-    let endpoint_id = self::id(char::from_digit(link, 10).unwrap());
+    let endpoint_id = self::id(char::from_digit(link, 16).unwrap());
     PublishedPort { id: id.into(), endpoint_id, protocol: protocol.into(), vip_port, target_port: 80 }
 }
 
 fn everything() -> Vec<Object> {
     let object = |kind| Object { generation: 1, kind: Some(kind) };
     let mut all: Vec<Object> =
-        [FRONT, BACK, INSIDE, APART, BRIDGE].map(|n| object(object::Kind::Network(network(n)))).into();
+        [FRONT, BACK, INSIDE, APART, BRIDGE, SIX].map(|n| object(object::Kind::Network(network(n)))).into();
     // Machine 1 is on front (link 1) and on back (link 4); 2 on front, 3 on back, 5 inside, 6 and 7 apart, 8 and 9 on
-    // the default bridge.
+    // the default bridge, 10 and 11 on the network of IPv6 alone.
     let endpoints = [
         endpoint(1, FRONT, 1),
         endpoint(2, FRONT, 2),
@@ -95,9 +107,15 @@ fn everything() -> Vec<Object> {
         endpoint(7, APART, 7),
         endpoint(8, BRIDGE, 8),
         endpoint(9, BRIDGE, 9),
+        endpoint(10, SIX, 10),
+        endpoint(11, SIX, 11),
     ];
     all.extend(endpoints.map(|e| object(object::Kind::Endpoint(e))));
-    let ports = [published("web-tcp", 1, Protocol::Tcp, 8080), published("web-udp", 1, Protocol::Udp, 8081)];
+    let ports = [
+        published("web-tcp", 1, Protocol::Tcp, 8080),
+        published("web-udp", 1, Protocol::Udp, 8081),
+        published("six-tcp", 10, Protocol::Tcp, 8083),
+    ];
     all.extend(ports.map(|p| object(object::Kind::PublishedPort(p))));
     all
 }
@@ -121,6 +139,7 @@ fn foreign_name_server() {
 async fn configure(machine: &Machine) {
     run("ip", &["link", "add", "arca-up0", "type", "veth", "peer", "name", "up0", "netns", &machine.init.to_string()]);
     run("ip", &["address", "add", "192.168.127.1/29", "dev", "arca-up0"]);
+    run("ip", &["address", "add", "fd00:77::1/64", "dev", "arca-up0", "nodad"]);
     run("ip", &["link", "set", "arca-up0", "up"]);
     let request = ConfigureRequest {
         system_id: "helper-test".into(),
@@ -129,6 +148,9 @@ async fn configure(machine: &Machine) {
         next_hop: HOST.to_string(),
         resolver_address: "192.168.127.3/29".into(),
         forwarders: vec![format!("{HOST}:53")],
+        router_address_v6: format!("{ROUTER6}/64"),
+        next_hop_v6: HOST6.to_string(),
+        resolver_address_v6: "fd00:77::3/64".into(),
     };
     Machine::client().configure(request).await.unwrap();
 }
@@ -188,8 +210,8 @@ fn networks_are_what_docker_says_they_are() {
         let request = ApplyRequest { put: everything(), remove: vec![] };
         let answer = Machine::client().apply(request).await.unwrap().into_inner();
         assert!(answer.observations.iter().all(|o| o.error.is_empty()), "{answer:?}");
-        let up = all_up(9).await;
-        println!("5 networks, 9 endpoints, 2 published ports: all up after {:?}", started.elapsed());
+        let up = all_up(11).await;
+        println!("6 networks, 11 endpoints, 3 published ports: all up after {:?}", started.elapsed());
 
         let nb = Database::connect(
             machine.inside("/run/ovn/ovnnb_db.sock"),
@@ -198,22 +220,39 @@ fn networks_are_what_docker_says_they_are() {
         );
         let rows = nb.ready().await.unwrap();
         let (_, row) = rows.find("Logical_Switch_Port", "name", &id('1')).unwrap();
-        assert_eq!(row.str("addresses"), "02:42:ac:12:00:01 dynamic");
         assert_eq!(
-            row.str("dynamic_addresses"),
+            row.str("addresses"),
             format!("02:42:ac:12:00:01 {} {}", host_only(&up[0].0), up[0].1.trim_end_matches("/64"))
         );
+        let (_, row) = rows.find("Logical_Switch_Port", "name", &id('8')).unwrap();
+        assert_eq!(row.str("addresses"), "02:42:ac:12:00:08 dynamic");
+        assert_eq!(row.str("dynamic_addresses"), format!("02:42:ac:12:00:08 {}", host_only(&up[7].0)));
+        // As Docker gives them, in a prefix of any length.
+        let mut sixes: Vec<&str> = [0, 1, 9, 10].map(|n: usize| up[n].1.as_str()).into();
+        sixes.sort_unstable();
+        assert_eq!(sixes, ["fd00:a::2/64", "fd00:a::3/64", "fd00:f::2/80", "fd00:f::3/80"]);
 
         let mut containers = Vec::new();
-        for (link, network) in
-            [(1, FRONT), (2, FRONT), (3, BACK), (5, INSIDE), (6, APART), (7, APART), (8, BRIDGE), (9, BRIDGE)]
-        {
-            // Also inside the internal network somebody may set a default route.
-            let gateway = gateway(network);
+        for (link, network) in [
+            (1, FRONT),
+            (2, FRONT),
+            (3, BACK),
+            (5, INSIDE),
+            (6, APART),
+            (7, APART),
+            (8, BRIDGE),
+            (9, BRIDGE),
+            (10, SIX),
+            (11, SIX),
+        ] {
             let (v4, v6) = &up[link as usize - 1];
-            let mut container = Container::start(link, mac(link), v4, gateway).await;
+            let mut container = Container::start(link, mac(link)).await;
+            // Also inside the internal network somebody may set a default route.
+            if !v4.is_empty() {
+                container.add_v4(v4, gateway(network));
+            }
             if !v6.is_empty() {
-                container.add_v6(v6, &format!("fd00:{network}::1"));
+                container.add_v6(v6, gateway6(network));
             }
             containers.push(container);
         }
@@ -221,12 +260,13 @@ fn networks_are_what_docker_says_they_are() {
             serve(Some(container), 80);
         }
         serve(None, 7777);
-        let [web, db, other, inside, apart, alone, plain, peer] = &containers[..] else { unreachable!() };
+        let [web, db, other, inside, apart, alone, plain, peer, six, seven] = &containers[..] else { unreachable!() };
 
         same_network_and_the_way_out(web, db);
         published_ports(web, db, other);
         isolation(web, other, inside, apart, alone, plain, peer);
-        names(web, db, other, inside, apart, plain);
+        names(web, db, other, inside, plain);
+        by_ipv6([web, db, other, inside, apart, alone, plain, six, seven]);
         without_resolver(&machine, web, db);
         sync(web).await;
     });
@@ -281,7 +321,7 @@ fn isolation(
     assert_eq!(reaches(|| tcp(None, (ROUTER, 8080))), Some(HOST.to_string()), "still published");
 }
 
-fn names(web: &Container, db: &Container, other: &Container, inside: &Container, apart: &Container, plain: &Container) {
+fn names(web: &Container, db: &Container, other: &Container, inside: &Container, plain: &Container) {
     let resolve = |from: &Container, network, by_tcp, message: &Message| {
         (0..5).find_map(|_| ask(from, gateway(network), by_tcp, message)).expect("an answer")
     };
@@ -296,8 +336,8 @@ fn names(web: &Container, db: &Container, other: &Container, inside: &Container,
     assert_eq!((addresses(&by_tcp), ttl(&by_tcp)), (vec![db.ip.into()], 600), "TCP is the resolver's");
     let six = resolve(web, FRONT, false, &query("c2", RecordType::AAAA, true));
     assert_eq!(addresses(&six), [IpAddr::from(db.ip6.unwrap())]);
-    let six = resolve(apart, APART, false, &query("c7", RecordType::AAAA, true));
-    assert_eq!((six.metadata.response_code, six.answers.len()), (ResponseCode::NoError, 0), "no such data");
+    let six = resolve(plain, BRIDGE, false, &query("c7", RecordType::AAAA, true));
+    assert!(six.answers.iter().all(|r| !matches!(r.data, RData::AAAA(_))), "{six}");
     let both = resolve(web, FRONT, false, &a("shared"));
     let mut expected = vec![IpAddr::from(web.ip), db.ip.into()];
     expected.sort();
@@ -318,6 +358,51 @@ fn names(web: &Container, db: &Container, other: &Container, inside: &Container,
     let refused = resolve(inside, INSIDE, false, &a("example.com"));
     assert_eq!(refused.metadata.response_code, ResponseCode::ServFail);
     assert_eq!(addresses(&resolve(plain, BRIDGE, false, &a("c9"))), ["192.0.2.1".parse::<IpAddr>().unwrap()]);
+}
+
+/// Everything again by IPv6, also where there is nothing else.
+fn by_ipv6([web, db, other, inside, apart, alone, plain, six, seven]: [&Container; 9]) {
+    let to = |container: &Container| (container.ip6.unwrap(), 80);
+    let seen = |from: &Container| Some(from.ip6.unwrap().to_string());
+    let (host, router) = (Some(HOST6.to_string()), Some(ROUTER6.to_string()));
+    for (from, peer) in [(web, db), (six, seven)] {
+        assert_eq!(reaches(|| tcp(Some(from), to(peer))), seen(from), "same network, own address");
+        assert_eq!(reaches(|| tcp(Some(from), (HOST6, 7777))), router, "NAT on the way out");
+    }
+    assert_eq!(reaches(|| tcp(None, (ROUTER6, 8080))), host, "published, with the client's own address");
+    assert_eq!(reaches(|| tcp(None, (ROUTER6, 8083))), host, "published of a container without IPv4");
+    for (from, what) in [(web, six), (six, web), (web, other), (plain, six), (web, inside), (six, inside)] {
+        let Some(_) = from.ip6 else { continue };
+        assert_eq!(tcp(Some(from), to(what)), None, "networks are apart");
+    }
+    assert_eq!(reaches(|| tcp(Some(apart), (HOST6, 7777))), router, "without peers the way out is open");
+    assert_eq!(tcp(Some(apart), to(alone)), None, "without inter-container traffic peers are out of reach");
+    assert_eq!(tcp(Some(inside), (HOST6, 7777)), None, "an internal network has no way out");
+    assert_eq!(tcp(Some(inside), (ROUTER6, 8080)), None, "nor to published ports");
+    run("ip", &["-6", "route", "add", "fd00::/16", "via", &ROUTER6.to_string()]);
+    for container in [web, six, inside] {
+        assert_eq!(tcp(None, to(container)), None, "no direct access from outside");
+    }
+    run("ip", &["-6", "route", "del", "fd00::/16"]);
+    // Names, asked for by IPv6: OVN's own answers, the resolver's, forwarded ones.
+    let aaaa = |name| query(name, RecordType::AAAA, true);
+    let resolve = |from: &Container, network, by_tcp, message: &Message| {
+        (0..5).find_map(|_| ask(from, gateway6(network), by_tcp, message)).expect("an answer")
+    };
+    for (by_tcp, ttl) in [(false, 3600), (true, 600)] {
+        let answer = resolve(six, SIX, by_tcp, &aaaa("c11"));
+        assert_eq!((addresses(&answer), answer.answers[0].ttl), (vec![seven.ip6.unwrap().into()], ttl));
+    }
+    let nothing = resolve(six, SIX, false, &query("c11", RecordType::A, true));
+    assert_eq!((nothing.metadata.response_code, nothing.answers.len()), (ResponseCode::NoError, 0), "no such data");
+    let name: String =
+        seven.ip6.unwrap().octets().iter().rev().map(|b| format!("{:x}.{:x}.", b & 15, b >> 4)).collect();
+    for by_tcp in [false, true] {
+        let reverse = resolve(six, SIX, by_tcp, &query(&format!("{name}ip6.arpa"), RecordType::PTR, false));
+        assert!(matches!(&reverse.answers[0].data, RData::PTR(p) if p.0.to_ascii() == "c11.net-f."), "{reverse}");
+    }
+    let foreign = resolve(six, SIX, false, &query("example.com", RecordType::A, true));
+    assert_eq!(addresses(&foreign), ["192.0.2.1".parse::<IpAddr>().unwrap()], "forwarded");
 }
 
 /// Known names do not depend on the resolver, nor on the agent it runs in.

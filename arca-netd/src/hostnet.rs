@@ -3,7 +3,7 @@
 
 use std::{fs, net::IpAddr};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 #[cfg(target_os = "linux")]
 #[path = "hostnet/linux.rs"]
@@ -27,6 +27,25 @@ pub fn taken(own: Option<&str>) -> Vec<Ipv4Net> {
 #[must_use]
 pub fn routes_over(interface: &str) -> Vec<Ipv4Net> {
     platform::routes().into_iter().filter(|(over, _)| over == interface).map(|(_, net)| net).collect()
+}
+
+/// IPv6 ranges that no network should get: routes, not the default one, except those over the interface `own`.
+#[must_use]
+pub fn taken_v6(own: Option<&str>) -> Vec<Ipv6Net> {
+    let routes = platform::routes_v6().into_iter().filter(|(interface, _)| own != Some(interface.as_str()));
+    routes.map(|(_, net)| net).collect()
+}
+
+/// IPv6 routes with a prefix over one interface.
+#[must_use]
+pub fn routes_over_v6(interface: &str) -> Vec<Ipv6Net> {
+    platform::routes_v6().into_iter().filter(|(over, _)| over == interface).map(|(_, net)| net).collect()
+}
+
+/// Whether this kernel has IPv6.
+#[must_use]
+pub fn has_ipv6() -> bool {
+    platform::has_ipv6()
 }
 
 /// The host's nameservers. Where a local stub (127.0.0.53) hides the real ones, systemd-resolved's own list is read.

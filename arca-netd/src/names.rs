@@ -62,12 +62,21 @@ pub fn default_route<'a>(
     state: &'a State,
     all: impl Iterator<Item = &'a std::sync::Arc<Endpoint>>,
 ) -> Option<&'a std::sync::Arc<Endpoint>> {
+    default_route_of(state, all, |network| network.route_v4().is_some() || network.route_v6().is_some())
+}
+
+/// The same among those on networks that `lead_out`, for example in one address family.
+#[must_use]
+pub fn default_route_of<'a>(
+    state: &'a State,
+    all: impl Iterator<Item = &'a std::sync::Arc<Endpoint>>,
+    leads_out: impl Fn(&Network) -> bool,
+) -> Option<&'a std::sync::Arc<Endpoint>> {
     let routed = all.filter(|endpoint| endpoint.place.is_some() && endpoint.phase == Phase::Active);
     routed
         .filter_map(|endpoint| {
             let network = state.networks.get(&endpoint.network)?;
-            let leads_out = network.route_v4().is_some() || network.route_v6().is_some();
-            leads_out.then_some((endpoint, network))
+            leads_out(network).then_some((endpoint, network))
         })
         .min_by(|(a, m), (b, n)| b.gateway_priority.cmp(&a.gateway_priority).then_with(|| m.name().cmp(n.name())))
         .map(|(endpoint, _)| endpoint)

@@ -81,13 +81,29 @@ pub fn first_free(pools: &[AddressPool], taken: &[Ipv4Net]) -> Option<Ipv4Net> {
     })
 }
 
-/// A unique local /64 (RFC 4193) from 56 random bits.
+/// A unique local /48 (RFC 4193) of a global identifier.
 #[must_use]
-pub fn unique_local(random: [u8; 7]) -> Ipv6Net {
+pub fn unique_local(global: [u8; 5]) -> Ipv6Net {
     let mut octets = [0; 16];
     octets[0] = 0xfd;
-    octets[1..8].copy_from_slice(&random);
-    Ipv6Net::new_assert(Ipv6Addr::from(octets), 64)
+    octets[1..6].copy_from_slice(&global);
+    Ipv6Net::new_assert(Ipv6Addr::from(octets), 48)
+}
+
+/// The first /64 of `base` that overlaps none of `taken`.
+#[must_use]
+pub fn first_free_v6(base: Ipv6Net, taken: &[Ipv6Net]) -> Option<Ipv6Net> {
+    let mut at = u128::from(base.network());
+    let end = u128::from(base.broadcast());
+    while at <= end {
+        let piece = Ipv6Net::new(Ipv6Addr::from(at), 64).ok()?;
+        match taken.iter().find(|net| overlap_v6(net, &piece)) {
+            None => return Some(piece),
+            // A range may hold more pieces than anybody could try: go on behind what takes this one.
+            Some(net) => at = u128::from(net.broadcast().max(piece.broadcast())).checked_add(1)?,
+        }
+    }
+    None
 }
 
 #[cfg(test)]
@@ -119,6 +135,17 @@ mod tests {
     fn a_host_route_and_the_uplink_are_stepped_over() {
         let taken = [net("172.16.0.0/12"), net("192.168.0.0/21"), net("192.168.127.0/24")];
         assert_eq!(first_free(&docker_defaults(), &taken), Some(net("192.168.16.0/20")));
+    }
+
+    #[test]
+    fn pieces_of_a_unique_local_prefix_come_one_after_the_other() {
+        let base = unique_local([1, 2, 3, 4, 5]);
+        assert_eq!(base.to_string(), "fd01:203:405::/48");
+        let net = |text: &str| text.parse::<Ipv6Net>().unwrap();
+        assert_eq!(first_free_v6(base, &[]), Some(net("fd01:203:405::/64")));
+        let taken = [net("fd01:203:405:1::/64"), net("fd01:203:405::/80"), net("fd01:203:405:2::/63")];
+        assert_eq!(first_free_v6(base, &taken), Some(net("fd01:203:405:4::/64")));
+        assert_eq!(first_free_v6(base, &[net("fd00::/8")]), None);
     }
 
     #[test]

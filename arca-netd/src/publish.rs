@@ -13,6 +13,7 @@ use crate::{
     backend::{Capabilities, vmnet},
     engine::{Engine, detached},
     error::{Error, Result},
+    hostnet,
     model::{Endpoint, Listener, Protocol, Publication, PublicationId, WorkloadId},
     names,
     peers::relay::BindError,
@@ -122,8 +123,9 @@ impl Engine {
     }
 
     async fn bind(&self, publication: &Publication) -> Result<(), (Listener, BindError)> {
+        let state = self.state();
         for listener in &publication.listeners {
-            let bound = Bound::of(publication, listener);
+            let bound = Bound::of(publication, listener, &state);
             self.relay.publish(&listener.id, &bound).await.map_err(|error| (listener.clone(), error))?;
         }
         Ok(())
@@ -205,6 +207,10 @@ impl Engine {
                 Ok::<_, Error>(moved)
             })
             .await?;
+        if !moved.is_empty() {
+            // The new endpoint may have another address family: what the listeners lead to is compared.
+            self.relay.kick();
+        }
         for publication in moved {
             if let Err(error) = self.backends.publishing().put_port(&publication).await {
                 tracing::warn!(id = ?publication.id, %error, "published port was not moved; the next full sync does it");
@@ -260,7 +266,15 @@ fn reserve(draft: &mut Draft, endpoint: &Endpoint, binding: &Binding, tried: &[u
     Ok(Arc::new(publication))
 }
 
+/// Host addresses to bind. A container without IPv4 has none of that family: nothing leads from IPv4 to IPv6, as with
+/// Docker's own proxy.
 fn host_ips(state: &State, endpoint: &Endpoint, binding: &Binding) -> Vec<IpAddr> {
+    let mut ips = wanted_ips(state, endpoint, binding);
+    ips.retain(|ip| ip.is_ipv6() || endpoint.address_v4.is_some());
+    ips
+}
+
+fn wanted_ips(state: &State, endpoint: &Endpoint, binding: &Binding) -> Vec<IpAddr> {
     if let Some(ip) = binding.host_ip {
         return vec![ip];
     }
@@ -268,6 +282,7 @@ fn host_ips(state: &State, endpoint: &Endpoint, binding: &Binding) -> Vec<IpAddr
     let bound = network.and_then(|network| network.spec.options.get(HOST_BINDING)?.parse::<IpAddr>().ok());
     match bound.filter(|ip| !ip.is_unspecified()) {
         Some(ip) => vec![ip],
+        None if !hostnet::has_ipv6() => vec![Ipv4Addr::UNSPECIFIED.into()],
         None => vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
     }
 }

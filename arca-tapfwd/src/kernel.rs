@@ -49,6 +49,15 @@ pub enum KernelError {
     Open(#[source] io::Error),
 }
 
+/// Address family of a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
 /// A connection to the kernel's routing service.
 #[derive(Clone, Debug)]
 pub struct Kernel {
@@ -152,20 +161,20 @@ impl Kernel {
         done.map_err(|source| KernelError::Netlink { operation: "add the address", object: cidr.to_string(), source })
     }
 
-    /// Puts the default routes where `to` says, in place of those of whichever interface had them.
+    /// Puts the default route of one family where `to` says, in place of that of whichever interface had it.
     ///
     /// # Errors
-    /// The kernel refuses a next hop. The routes of the first family may then have changed.
-    pub async fn set_default_routes(&self, to: Option<(u32, &Settings)>) -> Result<(), KernelError> {
-        let v4 = to.and_then(|(index, settings)| Some((index, settings.gateway_v4?)));
-        let v6 = to.and_then(|(index, settings)| Some((index, settings.gateway_v6?)));
-        match v4 {
-            Some((index, gateway)) => self.replace_route(default_v4(Some((index, gateway))), gateway.into()).await?,
-            None => self.remove_default(default_v4(None)).await?,
-        }
-        match v6 {
-            Some((index, gateway)) => self.replace_route(default_v6(Some((index, gateway))), gateway.into()).await,
-            None => self.remove_default(default_v6(None)).await,
+    /// The kernel refuses the next hop.
+    pub async fn set_default_route(&self, family: Family, to: Option<(u32, &Settings)>) -> Result<(), KernelError> {
+        match family {
+            Family::V4 => match to.and_then(|(index, settings)| Some((index, settings.gateway_v4?))) {
+                Some((index, gateway)) => self.replace_route(default_v4(Some((index, gateway))), gateway.into()).await,
+                None => self.remove_default(default_v4(None)).await,
+            },
+            Family::V6 => match to.and_then(|(index, settings)| Some((index, settings.gateway_v6?))) {
+                Some((index, gateway)) => self.replace_route(default_v6(Some((index, gateway))), gateway.into()).await,
+                None => self.remove_default(default_v6(None)).await,
+            },
         }
     }
 

@@ -9,7 +9,8 @@
 //!                    ├─ detach   ├─ dhcp        INIT-REBOOT confirmation
 //!                    │           ├─ announce    gratuitous ARP, neighbour advertisement
 //!                    ├─ configure└─ arca_link   TAP and frames, one thread a link
-//!                    │     └─ redirect          127.0.0.11 (nftables)
+//!                    │     ├─ redirect          127.0.0.11 (nftables)
+//!                    │     └─ stub              127.0.0.11 without IPv4
 //!                    └─ restore                 what arca-init kept over a restart
 //! ```
 //!
@@ -33,5 +34,6 @@ pub mod redirect;
 mod restore;
 pub mod service;
 pub mod settings;
+mod stub;
 pub mod udp;
 mod veth;

@@ -24,6 +24,7 @@ use crate::configure::Configuration;
 use crate::frames::Frames;
 use crate::kernel::Kernel;
 use crate::settings::Settings;
+use crate::stub::Stub;
 
 /// All networks of this machine.
 #[derive(Debug)]
@@ -32,6 +33,8 @@ pub struct Machine {
     pub(crate) kernel: Kernel,
     pub(crate) store: Option<Arc<Client>>,
     pub(crate) configuration: tokio::sync::Mutex<Configuration>,
+    /// What carries queries to an IPv6 resolver; taken after `configuration`.
+    pub(crate) stub: tokio::sync::Mutex<Option<Stub>>,
     slots: Mutex<BTreeMap<LinkNumber, Arc<Slot>>>,
 }
 
@@ -69,9 +72,9 @@ impl Machine {
     /// A machine without networks. [`Machine::restore`] gives it back those of an earlier run.
     #[must_use]
     pub fn new(listen_on: ListenOn, kernel: Kernel, store: Option<Client>) -> Self {
-        let (configuration, slots) = Default::default();
+        let (configuration, stub, slots) = Default::default();
         let store = store.map(Arc::new);
-        Self { listen_on, kernel, store, configuration, slots }
+        Self { listen_on, kernel, store, configuration, stub, slots }
     }
 
     /// Attached links by number. Pending ones are left out.

@@ -18,6 +18,7 @@ use crate::configure::Configuration;
 use crate::frames::Frames;
 use crate::kernel::KernelError;
 use crate::machine::{Attached, Machine};
+use crate::redirect::RedirectError;
 use crate::settings::{InvalidSettings, Settings};
 use crate::veth::Pair;
 
@@ -43,6 +44,9 @@ struct LinkRecord {
 #[serde(deny_unknown_fields)]
 struct ConfigurationRecord {
     default_route_link: u32,
+    #[serde(default)]
+    default_route_link_v6: Option<u32>,
+    /// Of either family.
     resolver_v4: String,
 }
 
@@ -61,6 +65,8 @@ enum EntryError {
     Kernel(#[from] KernelError),
     #[error(transparent)]
     Pump(#[from] PumpError),
+    #[error(transparent)]
+    Redirect(#[from] RedirectError),
     #[error("cannot take up the cable")]
     Cable(#[source] std::io::Error),
 }
@@ -92,6 +98,7 @@ pub(crate) fn remove_link(store: &Client, link: LinkNumber) -> Result<(), FdStor
 pub(crate) fn put_configuration(store: &Client, configuration: Configuration) -> Result<(), FdStoreError> {
     let record = ConfigurationRecord {
         default_route_link: configuration.default_route.map(LinkNumber::get).unwrap_or_default(),
+        default_route_link_v6: Some(configuration.default_route_v6.map(LinkNumber::get).unwrap_or_default()),
         resolver_v4: configuration.resolver.map(|r| r.to_string()).unwrap_or_default(),
     };
     store.put(CONFIGURATION, json!(record), &[])
@@ -121,7 +128,12 @@ impl Machine {
 
     async fn resume(&self, entry: Entry) -> Result<(), EntryError> {
         if entry.name == CONFIGURATION {
-            *self.configuration.lock().await = configuration(entry.state)?;
+            let kept = configuration(entry.state)?;
+            *self.configuration.lock().await = kept;
+            // Rules are in the kernel, but what they lead to was this process.
+            if kept.resolver.is_some_and(|resolver| resolver.is_ipv6()) {
+                self.redirect(kept.resolver).await?;
+            }
             return Ok(());
         }
         let settings = settings(entry.state)?;
@@ -171,13 +183,15 @@ fn settings(state: Value) -> Result<Settings, EntryError> {
 
 fn configuration(state: Value) -> Result<Configuration, EntryError> {
     let record: ConfigurationRecord = serde_json::from_value(state).map_err(|e| EntryError::Record(e.to_string()))?;
-    let default_route = match record.default_route_link {
-        0 => None,
-        link => Some(LinkNumber::try_from(link).map_err(InvalidSettings::Link)?),
+    let link = |number| match number {
+        0 => Ok(None),
+        link => LinkNumber::try_from(link).map(Some).map_err(InvalidSettings::Link),
     };
+    let default_route = link(record.default_route_link)?;
+    let default_route_v6 = link(record.default_route_link_v6.unwrap_or(record.default_route_link))?;
     let resolver = match record.resolver_v4.as_str() {
         "" => None,
         text => Some(text.parse().map_err(|_| EntryError::Record(format!("resolver {text}")))?),
     };
-    Ok(Configuration { default_route, resolver })
+    Ok(Configuration { default_route, default_route_v6, resolver })
 }

@@ -2,7 +2,7 @@
 //! gRPC `arca.tap.v1`: contract types to domain types and back, errors to status.
 
 use std::error::Error;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -121,7 +121,7 @@ impl Tap for Service {
 enum ServiceError {
     #[error(transparent)]
     Invalid(#[from] InvalidSettings),
-    #[error("resolver_v4 `{0}` is not an IPv4 address that can answer")]
+    #[error("resolver `{0}` is not an address of its family that can answer")]
     Resolver(String),
     #[error(transparent)]
     Attach(Box<AttachError>),
@@ -157,19 +157,21 @@ impl From<ServiceError> for Status {
 }
 
 fn configuration(request: &proto::ConfigureRequest) -> Result<Configuration, ServiceError> {
-    let default_route = match request.default_route_link {
-        0 => None,
-        link => Some(LinkNumber::try_from(link).map_err(InvalidSettings::from)?),
+    let link = |number| match number {
+        0 => Ok(None),
+        link => LinkNumber::try_from(link).map(Some).map_err(InvalidSettings::from),
     };
-    let usable = |a: &Ipv4Addr| !a.is_unspecified() && !a.is_loopback() && !a.is_multicast() && !a.is_broadcast();
-    let resolver = match request.resolver_v4.as_str() {
-        "" => None,
-        text => {
-            let parsed = text.parse().ok().filter(usable);
-            Some(parsed.ok_or_else(|| ServiceError::Resolver(text.to_owned()))?)
-        }
+    let default_route = link(request.default_route_link)?;
+    let default_route_v6 = link(request.default_route_link_v6.unwrap_or(request.default_route_link))?;
+    let usable4 = |a: &Ipv4Addr| !a.is_unspecified() && !a.is_loopback() && !a.is_multicast() && !a.is_broadcast();
+    let usable6 = |a: &Ipv6Addr| !a.is_unspecified() && !a.is_loopback() && !a.is_multicast();
+    let resolver = match (request.resolver_v4.as_str(), request.resolver_v6.as_str()) {
+        ("", "") => None,
+        ("", text) => Some(text.parse().ok().filter(usable6).map(IpAddr::V6).ok_or(text)),
+        (text, _) => Some(text.parse().ok().filter(usable4).map(IpAddr::V4).ok_or(text)),
     };
-    Ok(Configuration { default_route, resolver })
+    let resolver = resolver.transpose().map_err(|text| ServiceError::Resolver(text.to_owned()))?;
+    Ok(Configuration { default_route, default_route_v6, resolver })
 }
 
 impl From<Progress> for proto::AttachProgress {

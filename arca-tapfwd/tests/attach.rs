@@ -77,7 +77,7 @@ fn attach_configure_and_detach_do_what_they_say() {
 
         // Default routes only when they are asked for.
         assert_eq!(default_routes("-4"), json!([]));
-        client.configure(ConfigureRequest { default_route_link: 1, resolver_v4: String::new() }).await.unwrap();
+        client.configure(ConfigureRequest { default_route_link: 1, ..Default::default() }).await.unwrap();
         assert_eq!(default_routes("-4"), json!([["172.18.0.1", "eth0"]]));
         assert_eq!(default_routes("-6"), json!([["fd00:18::1", "eth0"]]));
         let error =
@@ -97,12 +97,12 @@ fn attach_configure_and_detach_do_what_they_say() {
         assert_eq!(steps.unwrap().len(), 3, "lost requests are sent again");
         assert_eq!(addresses("eth1"), ["10.9.0.5/24"]);
         assert_eq!(ip("-6 addr show dev eth1")[0]["addr_info"], Value::Null, "no IPv6 on an IPv4 network");
-        client.configure(ConfigureRequest { default_route_link: 2, resolver_v4: String::new() }).await.unwrap();
+        client.configure(ConfigureRequest { default_route_link: 2, ..Default::default() }).await.unwrap();
         assert_eq!(default_routes("-4"), json!([["10.9.0.1", "eth1"]]));
         assert_eq!(default_routes("-6"), json!([]));
         client.configure(ConfigureRequest::default()).await.unwrap();
         assert_eq!(default_routes("-4"), json!([]));
-        client.configure(ConfigureRequest { default_route_link: 2, resolver_v4: String::new() }).await.unwrap();
+        client.configure(ConfigureRequest { default_route_link: 2, ..Default::default() }).await.unwrap();
 
         // The same again is confirmed again, on the same interface; other values are a conflict.
         let index = ip("link show dev eth0")[0]["ifindex"].clone();

@@ -49,7 +49,7 @@ fn queries_reach_the_gateway_while_the_workload_itself_has_port_53() {
         wanted.confirm_dhcp = false;
         let (steps, _relay) = tokio::join!(attach(&mut client, wanted), relay(&directory, 1));
         steps.unwrap();
-        let dns = ConfigureRequest { default_route_link: 1, resolver_v4: GATEWAY.to_string() };
+        let dns = ConfigureRequest { default_route_link: 1, resolver_v4: GATEWAY.to_string(), ..Default::default() };
         client.configure(dns.clone()).await.unwrap();
 
         // The workload's own server on every address, both protocols.
@@ -87,12 +87,17 @@ fn queries_reach_the_gateway_while_the_workload_itself_has_port_53() {
         assert_eq!(ask_tcp(resolver), format!("gateway saw {ADDRESS}: q"));
 
         // Without a resolver the table is gone, and 127.0.0.11 is an ordinary loopback address.
-        client.configure(ConfigureRequest { default_route_link: 1, resolver_v4: String::new() }).await.unwrap();
+        client.configure(ConfigureRequest { default_route_link: 1, ..Default::default() }).await.unwrap();
         assert_eq!(run("nft list tables"), "");
         assert_eq!(run("cat /proc/sys/net/ipv4/conf/all/route_localnet"), "0\n");
         assert_eq!(ask_tcp(resolver), "workload");
-        let error =
-            client.configure(ConfigureRequest { default_route_link: 0, resolver_v4: "127.0.0.53".into() }).await;
+        let error = client
+            .configure(ConfigureRequest {
+                default_route_link: 0,
+                resolver_v4: "127.0.0.53".into(),
+                ..Default::default()
+            })
+            .await;
         assert_eq!(error.unwrap_err().code(), tonic::Code::InvalidArgument);
     });
 }
@@ -105,7 +110,7 @@ fn neighbours_cannot_reach_the_machines_loopback() {
         let mut client = tapfwd.client();
         let (steps, mut peer) = tokio::join!(attach(&mut client, request(1)), Peer::dial(&directory, 1, 1, Dhcp::Ack));
         steps.unwrap();
-        let dns = ConfigureRequest { default_route_link: 1, resolver_v4: GATEWAY.to_string() };
+        let dns = ConfigureRequest { default_route_link: 1, resolver_v4: GATEWAY.to_string(), ..Default::default() };
         client.configure(dns).await.unwrap();
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 5000)).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();

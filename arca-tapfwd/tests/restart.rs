@@ -30,7 +30,7 @@ fn a_killed_tapfwd_comes_back_with_the_same_interface_listener_and_configuration
         let mut client = tapfwd.client();
         let (steps, mut peer) = tokio::join!(attach(&mut client, request(1)), Peer::dial(&directory, 1, 1, Dhcp::Ack));
         steps.unwrap();
-        client.configure(ConfigureRequest { default_route_link: 1, resolver_v4: String::new() }).await.unwrap();
+        client.configure(ConfigureRequest { default_route_link: 1, ..Default::default() }).await.unwrap();
         // One that is pending when the process dies is undone by that.
         let mut pending = client.attach_network(request(2)).await.unwrap().into_inner();
         assert_eq!(pending.message().await.unwrap().unwrap().step(), Step::Listening);

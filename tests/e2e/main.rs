@@ -9,6 +9,7 @@ mod clients;
 mod compose;
 mod containers;
 mod daemons;
+mod ipv6;
 mod isolation;
 mod leak_check;
 mod links;
@@ -33,6 +34,7 @@ fn tests() -> BTreeMap<String, Test> {
         ("compose", compose::TESTS),
         ("containers", containers::TESTS),
         ("daemons", daemons::TESTS),
+        ("ipv6", ipv6::TESTS),
         ("isolation", isolation::TESTS),
         ("leak_check", leak_check::TESTS),
         ("links", links::TESTS),

@@ -59,6 +59,7 @@ fn command(errand: &str, arguments: &[String]) -> io::Result<Command> {
 pub fn settle() -> anyhow::Result<()> {
     run("ip", &["link", "set", "lo", "up"])?;
     fs::write("/proc/sys/net/ipv4/ip_forward", "0").context("switch IPv4 forwarding off in the test's namespace")?;
+    fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "0").context("and IPv6 forwarding")?;
     run("mount", &["-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run"])
 }
 

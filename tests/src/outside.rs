@@ -2,10 +2,11 @@
 //! An "internet" of our own: a network namespace behind the engine's default route, with servers that say who asked.
 
 use std::{
-    io::{BufRead as _, BufReader, Write as _},
-    net::{TcpListener, UdpSocket},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{IpAddr, TcpListener, TcpStream, UdpSocket},
     os::unix::process::CommandExt as _,
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -16,7 +17,11 @@ use crate::isolation::{in_network_of, run};
 pub const ADDRESS: &str = "198.51.100.1";
 /// Address of the engine's machine towards the outside.
 pub const GATEWAY: &str = "198.51.100.2";
-/// TCP and UDP: answers with the client's address as text.
+/// The outside's IPv6 address (a documentation prefix, RFC 3849).
+pub const ADDRESS6: &str = "2001:db8:51::1";
+/// The machine's towards the outside.
+pub const GATEWAY6: &str = "2001:db8:51::2";
+/// TCP and UDP, both families: answers with the client's address as text.
 pub const WHO_PORT: u16 = 7777;
 
 /// A namespace joined to this one by a veth pair; gone when dropped.
@@ -43,28 +48,17 @@ impl Outside {
         let pid = outside.pid();
         run("ip", &["link", "add", "wan0", "type", "veth", "peer", "name", "wan1", "netns", &pid.to_string()])?;
         run("ip", &["address", "add", &format!("{GATEWAY}/24"), "dev", "wan0"])?;
+        run("ip", &["address", "add", &format!("{GATEWAY6}/64"), "dev", "wan0", "nodad"])?;
         run("ip", &["link", "set", "wan0", "up"])?;
         run("ip", &["route", "add", "default", "via", ADDRESS])?;
+        run("ip", &["-6", "route", "add", "default", "via", ADDRESS6])?;
         in_network_of(pid, || -> anyhow::Result<()> {
             run("ip", &["link", "set", "lo", "up"])?;
             run("ip", &["address", "add", &format!("{ADDRESS}/24"), "dev", "wan1"])?;
+            run("ip", &["address", "add", &format!("{ADDRESS6}/64"), "dev", "wan1", "nodad"])?;
             run("ip", &["link", "set", "wan1", "up"])?;
-            let tcp = TcpListener::bind((ADDRESS, WHO_PORT))?;
-            let udp = UdpSocket::bind((ADDRESS, WHO_PORT))?;
-            // Both threads end with the process; their sockets belong to the outside.
-            std::thread::spawn(move || {
-                for mut stream in tcp.incoming().flatten() {
-                    let who = stream.peer_addr().map(|peer| peer.ip().to_string()).unwrap_or_default();
-                    let _ = stream.write_all(who.as_bytes());
-                }
-            });
-            std::thread::spawn(move || {
-                let mut buffer = [0; 2048];
-                while let Ok((_, peer)) = udp.recv_from(&mut buffer) {
-                    let _ = udp.send_to(peer.ip().to_string().as_bytes(), peer);
-                }
-            });
-            Ok(())
+            serve_who(ADDRESS, WHO_PORT)?;
+            serve_who(ADDRESS6, WHO_PORT)
         })?;
         Ok(outside)
     }
@@ -74,6 +68,44 @@ impl Outside {
     pub fn pid(&self) -> u32 {
         self.holder.id()
     }
+}
+
+/// Servers of TCP and UDP that tell each client its address, in the caller's network namespace; they end with the process.
+///
+/// # Errors
+/// If the port cannot be had.
+pub fn serve_who(address: &str, port: u16) -> anyhow::Result<()> {
+    let tcp = TcpListener::bind((address, port)).with_context(|| format!("listen on {address} port {port}"))?;
+    let udp = UdpSocket::bind((address, port)).with_context(|| format!("bind {address} port {port}"))?;
+    std::thread::spawn(move || {
+        for mut stream in tcp.incoming().flatten() {
+            let who = stream.peer_addr().map(|peer| peer.ip().to_canonical().to_string()).unwrap_or_default();
+            let _ = stream.write_all(who.as_bytes());
+        }
+    });
+    std::thread::spawn(move || {
+        let mut buffer = [0; 2048];
+        while let Ok((_, peer)) = udp.recv_from(&mut buffer) {
+            let _ = udp.send_to(peer.ip().to_canonical().to_string().as_bytes(), peer);
+        }
+    });
+    Ok(())
+}
+
+/// Who the TCP server at `to` says that the caller is, in the network namespace of process `from`.
+///
+/// # Errors
+/// If it does not answer within a few seconds.
+pub fn ask_who(from: u32, to: &str, port: u16) -> anyhow::Result<String> {
+    in_network_of(from, || {
+        let to: IpAddr = to.parse()?;
+        let limit = Duration::from_secs(3);
+        let mut stream = TcpStream::connect_timeout(&(to, port).into(), limit).context("connect")?;
+        stream.set_read_timeout(Some(limit))?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    })
 }
 
 impl Drop for Outside {

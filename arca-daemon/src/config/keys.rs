@@ -88,6 +88,15 @@ pub const KEYS: &[Key] = &[
         live: false,
     },
     Key {
+        name: "uplinkRange6",
+        variable: "ARCA_UPLINK_RANGE6",
+        meaning: "range the IPv6 side (a /64) of the helper's uplink network is taken from",
+        allowed: "an IPv6 range of /8 to /64, host bits zero, not link-local",
+        default: "`fd9e:4c41:a27b::/48`",
+        more: "Where the host has no IPv6 none is taken: IPv6 networks then have no way out.",
+        live: false,
+    },
+    Key {
         name: "dns",
         variable: "ARCA_DNS",
         meaning: "servers unknown names are forwarded to, comma-separated; empty: those of the host",

@@ -74,6 +74,9 @@ fn both_files_bad_json_and_bad_values_are_each_one_clear_line() {
     for range in ["192.168.1.1/24", "192.168.1.0/30", "x", "192.168.1.0"] {
         assert!(error(&[], &[("ARCA_UPLINK_RANGE", range)]).contains("uplinkRange"), "{range}");
     }
+    for range in ["fd00::1/48", "fd00::/65", "fe80::/10", "192.168.0.0/24", "fd00::"] {
+        assert!(error(&[], &[("ARCA_UPLINK_RANGE6", range)]).contains("uplinkRange6"), "{range}");
+    }
 }
 
 #[test]

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Typed values of the configuration; each parse error lists what is allowed.
 
-use std::{fmt, net::IpAddr, net::Ipv4Addr, str::FromStr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+};
 
 macro_rules! choice {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal),* $(,)? }) => {
@@ -90,6 +94,39 @@ impl FromStr for Prefix {
 }
 
 impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.network, self.length)
+    }
+}
+
+/// An IPv6 range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefix6 {
+    /// First address.
+    pub network: Ipv6Addr,
+    /// Prefix length, 8..=64.
+    pub length: u8,
+}
+
+impl FromStr for Prefix6 {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let form = || "must be an IPv6 range of /8 to /64 such as fd9e:4c41:a27b::/48".to_owned();
+        let (network, length) = text.split_once('/').ok_or_else(form)?;
+        let network: Ipv6Addr = network.parse().map_err(|_| form())?;
+        let length: u8 = length.parse().map_err(|_| form())?;
+        if !(8..=64).contains(&length) || network.is_multicast() || network.is_unicast_link_local() {
+            return Err(form());
+        }
+        if u128::from(network) & (u128::MAX >> length) != 0 {
+            return Err("has host bits set".to_owned());
+        }
+        Ok(Self { network, length })
+    }
+}
+
+impl fmt::Display for Prefix6 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.network, self.length)
     }

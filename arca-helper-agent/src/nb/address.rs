@@ -30,13 +30,6 @@ impl MacAddr {
     pub fn octets(self) -> [u8; 6] {
         self.0
     }
-
-    /// The address an interface with this MAC takes in a /64 (EUI-64, RFC 4291 appendix A), as OVN computes it.
-    pub fn eui64(self, prefix: Subnet6) -> Ipv6Addr {
-        let m = self.0;
-        let tail = [m[0] ^ 2, m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]];
-        Ipv6Addr::from_bits(prefix.network().to_bits() | u128::from(u64::from_be_bytes(tail)))
-    }
 }
 
 impl std::str::FromStr for MacAddr {
@@ -99,6 +92,11 @@ impl Subnet4 {
     /// Whether an address lies inside.
     pub fn contains(self, address: Ipv4Addr) -> bool {
         (self.network..=self.broadcast()).contains(&address)
+    }
+
+    /// Whether two subnets share addresses.
+    pub fn overlaps(self, other: Self) -> bool {
+        self.contains(other.network) || other.contains(self.network)
     }
 
     /// Whether an address lies inside and is neither the network's nor the broadcast address.
@@ -169,39 +167,101 @@ impl fmt::Display for Interface4 {
     }
 }
 
-/// An IPv6 /64: OVN allocates by EUI-64 and knows no other length.
+/// An IPv6 network, host bits clear: a network's subnet or the part of it that is allocated from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Subnet6(Ipv6Addr);
+pub struct Subnet6 {
+    network: Ipv6Addr,
+    prefix: u8,
+}
 
 impl Subnet6 {
     /// First address.
     pub fn network(self) -> Ipv6Addr {
-        self.0
+        self.network
+    }
+
+    /// Prefix length in bits, 1..=128.
+    pub fn prefix(self) -> u8 {
+        self.prefix
     }
 
     /// Whether an address lies inside.
     pub fn contains(self, address: Ipv6Addr) -> bool {
-        address.to_bits() >> 64 == self.0.to_bits() >> 64
+        mask6(address, self.prefix) == self.network
     }
+
+    /// Whether two networks share addresses.
+    pub fn overlaps(self, other: Self) -> bool {
+        self.contains(other.network) || other.contains(self.network)
+    }
+}
+
+fn mask6(address: Ipv6Addr, prefix: u8) -> Ipv6Addr {
+    let mask = u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0);
+    Ipv6Addr::from_bits(address.to_bits() & mask)
 }
 
 impl std::str::FromStr for Subnet6 {
     type Err = InvalidAddress;
 
     fn from_str(text: &str) -> Result<Self, InvalidAddress> {
-        const WHAT: &str = "an IPv6 /64 without host bits";
-        let network: Ipv6Addr =
-            text.strip_suffix("/64").and_then(|a| a.parse().ok()).ok_or_else(|| invalid(text, WHAT))?;
-        if network.to_bits() << 64 != 0 || network.is_multicast() || network.is_unspecified() {
+        const WHAT: &str = "an IPv6 subnet of unicast addresses without host bits, not link-local";
+        let Interface6 { address, prefix } = Interface6::parse(text, WHAT)?;
+        let unicast = !address.is_multicast() && !address.is_unspecified() && !address.is_unicast_link_local();
+        if !unicast || prefix == 0 || mask6(address, prefix) != address {
             return Err(invalid(text, WHAT));
         }
-        Ok(Self(network))
+        Ok(Self { network: address, prefix })
     }
 }
 
 impl fmt::Display for Subnet6 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/64", self.0)
+        write!(f, "{}/{}", self.network, self.prefix)
+    }
+}
+
+/// An IPv6 address with the prefix of its network: "fd00:77::2/64".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interface6 {
+    /// The address.
+    pub address: Ipv6Addr,
+    /// Prefix length in bits.
+    pub prefix: u8,
+}
+
+impl Interface6 {
+    fn parse(text: &str, what: &'static str) -> Result<Self, InvalidAddress> {
+        let (address, prefix) = text.split_once('/').ok_or_else(|| invalid(text, what))?;
+        let address = address.parse().map_err(|_| invalid(text, what))?;
+        let prefix = prefix.parse().ok().filter(|p| *p <= 128).ok_or_else(|| invalid(text, what))?;
+        Ok(Self { address, prefix })
+    }
+
+    /// The network it is in.
+    pub fn subnet(self) -> Subnet6 {
+        Subnet6 { network: mask6(self.address, self.prefix), prefix: self.prefix }
+    }
+}
+
+impl std::str::FromStr for Interface6 {
+    type Err = InvalidAddress;
+
+    fn from_str(text: &str) -> Result<Self, InvalidAddress> {
+        const WHAT: &str = "an IPv6 interface address such as fd00:77::2/64";
+        let interface = Self::parse(text, WHAT)?;
+        let Self { address, prefix } = interface;
+        let unicast = !address.is_multicast() && !address.is_loopback() && !address.is_unicast_link_local();
+        if !unicast || !(1..=126).contains(&prefix) || interface.subnet().network == address {
+            return Err(invalid(text, WHAT));
+        }
+        Ok(interface)
+    }
+}
+
+impl fmt::Display for Interface6 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
     }
 }
 
@@ -301,17 +361,16 @@ mod tests {
         for range in ["10.0.0.1-10.0.0.2", "10.0.0.2..10.0.0.1", ".."] {
             assert!(range.parse::<Range4>().is_err(), "{range}");
         }
-        for subnet in ["fd00::1/64", "fd00::/48", "ff00::/64", "::/64"] {
+        for subnet in
+            ["fd00::1/64", "fd00::/0", "ff00::/64", "::/64", "fe80::/64", "fd00::/129", "fd00::", "10.0.0.0/8"]
+        {
             assert!(subnet.parse::<Subnet6>().is_err(), "{subnet}");
+        }
+        for interface in ["fd00::/64", "fe80::1/64", "::1/64", "fd00::1/127", "192.168.127.2/29"] {
+            assert!(interface.parse::<Interface6>().is_err(), "{interface}");
         }
         assert!("192.168.127.0/29".parse::<Interface4>().is_err());
         assert!("192.168.127.7/29".parse::<Interface4>().is_err());
-    }
-
-    #[test]
-    fn eui64_is_what_ovn_allocates() {
-        let mac: MacAddr = "02:42:ac:12:00:02".parse().unwrap();
-        assert_eq!(mac.eui64("fd00:18::/64".parse().unwrap()), "fd00:18::42:acff:fe12:2".parse::<Ipv6Addr>().unwrap());
     }
 
     #[test]

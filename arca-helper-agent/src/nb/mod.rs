@@ -14,6 +14,7 @@ pub mod address;
 pub mod diff;
 pub mod model;
 mod network;
+mod numbers;
 pub mod observed;
 pub mod rows;
 

@@ -8,7 +8,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use arca_proto::{helper::v1 as proto, ports::LinkNumber, relay::v1 as relay};
 
-use super::address::{Interface4, InvalidAddress, MacAddr, Range4, Subnet4, Subnet6};
+use super::address::{Interface4, Interface6, InvalidAddress, MacAddr, Range4, Subnet4, Subnet6};
+use super::numbers::Numbers;
 
 /// Why a declared object is not acceptable by itself, whatever else is declared.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -157,8 +158,41 @@ pub struct Config {
     pub next_hop: Ipv4Addr,
     /// Address of the fallback resolver, on the router's uplink network.
     pub resolver: Interface4,
+    /// The same for IPv6; none where the host has no IPv6.
+    pub v6: Option<Config6>,
     /// Where unknown names are asked.
     pub forwarders: Vec<SocketAddr>,
+}
+
+/// IPv6 side of the uplink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config6 {
+    /// The gateway router's address.
+    pub router: Interface6,
+    /// Next hop of the default route.
+    pub next_hop: Ipv6Addr,
+    /// The resolver's address.
+    pub resolver: Interface6,
+}
+
+impl Config6 {
+    fn of(m: &proto::ConfigureRequest) -> Result<Option<Self>, Invalid> {
+        if [&m.router_address_v6, &m.next_hop_v6, &m.resolver_address_v6].iter().all(|text| text.is_empty()) {
+            return Ok(None);
+        }
+        let router: Interface6 = parse("router_address_v6", &m.router_address_v6)?;
+        let resolver: Interface6 = parse("resolver_address_v6", &m.resolver_address_v6)?;
+        let next_hop =
+            optional("next_hop_v6", &m.next_hop_v6)?.ok_or_else(|| bad("next_hop_v6", "an IPv6 address is needed"))?;
+        let subnet = router.subnet();
+        if resolver.subnet() != subnet || !subnet.contains(next_hop) || next_hop == subnet.network() {
+            return Err(bad("router_address_v6", "router, resolver and next hop must be on one subnet"));
+        }
+        if router.address == resolver.address || router.address == next_hop || resolver.address == next_hop {
+            return Err(bad("router_address_v6", "router, resolver and next hop must differ"));
+        }
+        Ok(Some(Self { router, next_hop, resolver }))
+    }
 }
 
 impl TryFrom<proto::ConfigureRequest> for Config {
@@ -183,6 +217,7 @@ impl TryFrom<proto::ConfigureRequest> for Config {
         if router.address == resolver.address || router.address == next_hop || resolver.address == next_hop {
             return Err(bad("router_address", "router, resolver and next hop must differ"));
         }
+        let v6 = Config6::of(&m)?;
         let forwarders = m.forwarders.iter().map(|f| {
             f.parse()
                 .map_err(|_| bad("forwarders", format_args!("`{f}` is not an address with port such as 10.0.0.53:53")))
@@ -194,32 +229,102 @@ impl TryFrom<proto::ConfigureRequest> for Config {
             router,
             next_hop,
             resolver,
+            v6,
         })
     }
 }
 
+/// IPv4 side of a network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Network4 {
+    /// Subnet.
+    pub subnet: Subnet4,
+    /// Router's address in it.
+    pub gateway: Ipv4Addr,
+    /// What OVN must not allocate, the gateway apart.
+    pub exclude: Vec<Range4>,
+}
+
+impl Network4 {
+    fn of(m: &proto::Network) -> Result<Option<Self>, Invalid> {
+        if m.subnet_v4.is_empty() {
+            return Ok(None);
+        }
+        let subnet: Subnet4 = parse("subnet_v4", &m.subnet_v4)?;
+        let gateway = optional("gateway_v4", &m.gateway_v4)?
+            .filter(|g| subnet.contains_host(*g))
+            .ok_or_else(|| bad("gateway_v4", format_args!("an address inside {subnet} is needed")))?;
+        let exclude = m.exclude_v4.iter().map(|t| {
+            let range: Range4 = parse("exclude_v4", t)?;
+            // OVN stops reading the list at an address outside the subnet and only logs it.
+            if subnet.contains(range.first) && subnet.contains(range.last) {
+                Ok(range)
+            } else {
+                Err(bad("exclude_v4", format_args!("{range} is not inside {subnet}")))
+            }
+        });
+        Ok(Some(Self { subnet, gateway, exclude: exclude.collect::<Result<_, _>>()? }))
+    }
+}
+
 /// IPv6 side of a network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Network6 {
-    /// The /64.
+    /// Subnet.
     pub subnet: Subnet6,
     /// Router's address in it.
     pub gateway: Ipv6Addr,
+    /// What is allocated from.
+    pub numbers: Numbers,
+    /// What OVN must not allocate, the gateway apart.
+    pub exclude: Vec<Ipv6Addr>,
 }
 
-/// A network: one logical switch with a router port.
+impl Network6 {
+    fn of(m: &proto::Network) -> Result<Option<Self>, Invalid> {
+        if m.subnet_v6.is_empty() {
+            return Ok(None);
+        }
+        let subnet: Subnet6 = parse("subnet_v6", &m.subnet_v6)?;
+        if subnet.prefix() > 126 {
+            return Err(bad("subnet_v6", format_args!("{subnet} has no room for a gateway and an endpoint")));
+        }
+        let inside = |a: &Ipv6Addr| subnet.contains(*a) && *a != subnet.network();
+        let gateway = optional("gateway_v6", &m.gateway_v6)?
+            .filter(inside)
+            .ok_or_else(|| bad("gateway_v6", format_args!("an address inside {subnet} is needed")))?;
+        let range = match m.range_v6.as_str() {
+            "" => subnet,
+            text => parse::<Subnet6>("range_v6", text)?,
+        };
+        if range.prefix() < subnet.prefix() || !subnet.contains(range.network()) {
+            return Err(bad("range_v6", format_args!("{range} is not inside {subnet}")));
+        }
+        let exclude = m.exclude_v6.iter().map(|text| {
+            let address = optional("exclude_v6", text)?.filter(inside);
+            address.ok_or_else(|| bad("exclude_v6", format_args!("`{text}` is not an address inside {subnet}")))
+        });
+        let exclude = exclude.collect::<Result<_, _>>()?;
+        Ok(Some(Self { subnet, gateway, numbers: Numbers::of(range), exclude }))
+    }
+
+    /// `other_config` of the switch whose ports are numbered; written once, as [`Network::addressing`].
+    pub fn addressing(&self) -> BTreeMap<String, String> {
+        // The subnet's first address belongs to all routers on it (RFC 4291 section 2.6.1).
+        let own = [self.subnet.network(), self.gateway];
+        self.numbers.addressing(own.into_iter().chain(self.exclude.iter().copied()))
+    }
+}
+
+/// A network: one logical switch with a router port. It has an IPv4 side, an IPv6 side or both.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Network {
     /// Identifier.
     pub id: NetworkId,
     /// Name, as in `container.network`.
     pub name: Name,
-    /// IPv4 subnet.
-    pub subnet: Subnet4,
-    /// Router's address in it.
-    pub gateway: Ipv4Addr,
-    /// What OVN must not allocate, the gateway apart.
-    pub exclude: Vec<Range4>,
+    /// IPv4 side.
+    pub v4: Option<Network4>,
     /// IPv6 side.
     pub v6: Option<Network6>,
     /// No way out and none in from other networks.
@@ -239,16 +344,10 @@ pub struct Network {
 impl Network {
     /// `other_config` of the switch. OVN renumbers running ports when it changes, so it is written once.
     pub fn addressing(&self) -> BTreeMap<String, String> {
-        let exclude = self.exclude.iter().map(ToString::to_string);
-        let exclude: Vec<String> = std::iter::once(self.gateway.to_string()).chain(exclude).collect();
-        let mut config = BTreeMap::from([
-            ("subnet".to_owned(), self.subnet.to_string()),
-            ("exclude_ips".to_owned(), exclude.join(" ")),
-        ]);
-        if let Some(v6) = self.v6 {
-            config.insert("ipv6_prefix".to_owned(), v6.subnet.to_string());
-        }
-        config
+        let Some(v4) = &self.v4 else { return BTreeMap::new() };
+        let exclude = v4.exclude.iter().map(ToString::to_string);
+        let exclude: Vec<String> = std::iter::once(v4.gateway.to_string()).chain(exclude).collect();
+        BTreeMap::from([("subnet".to_owned(), v4.subnet.to_string()), ("exclude_ips".to_owned(), exclude.join(" "))])
     }
 }
 
@@ -256,29 +355,10 @@ impl TryFrom<proto::Network> for Network {
     type Error = Invalid;
 
     fn try_from(m: proto::Network) -> Result<Self, Invalid> {
-        let subnet: Subnet4 = parse("subnet_v4", &m.subnet_v4)?;
-        let gateway = optional("gateway_v4", &m.gateway_v4)?
-            .filter(|g| subnet.contains_host(*g))
-            .ok_or_else(|| bad("gateway_v4", format_args!("an address inside {subnet} is needed")))?;
-        let exclude = m.exclude_v4.iter().map(|t| {
-            let range: Range4 = parse("exclude_v4", t)?;
-            // OVN stops reading the list at an address outside the subnet and only logs it.
-            if subnet.contains(range.first) && subnet.contains(range.last) {
-                Ok(range)
-            } else {
-                Err(bad("exclude_v4", format_args!("{range} is not inside {subnet}")))
-            }
-        });
-        let exclude = exclude.collect::<Result<_, _>>()?;
-        let v6 = if m.subnet_v6.is_empty() {
-            None
-        } else {
-            let subnet: Subnet6 = parse("subnet_v6", &m.subnet_v6)?;
-            let gateway = optional("gateway_v6", &m.gateway_v6)?
-                .filter(|g| subnet.contains(*g) && *g != subnet.network())
-                .ok_or_else(|| bad("gateway_v6", format_args!("an address inside {subnet} is needed")))?;
-            Some(Network6 { subnet, gateway })
-        };
+        let (v4, v6) = (Network4::of(&m)?, Network6::of(&m)?);
+        if v4.is_none() && v6.is_none() {
+            return Err(bad("subnet_v4", "an IPv4 or an IPv6 subnet is needed"));
+        }
         let floor = if v6.is_some() { 1280 } else { 576 };
         let mtu = u16::try_from(m.mtu)
             .ok()
@@ -287,9 +367,7 @@ impl TryFrom<proto::Network> for Network {
         Ok(Self {
             id: NetworkId::new(&m.id)?,
             name: Name::new("network name", &m.name)?,
-            subnet,
-            gateway,
-            exclude,
+            v4,
             v6,
             internal: m.internal,
             isolated: m.isolated,

@@ -2,16 +2,20 @@
 //! Rows of one network and of the endpoints on it. Called by [`super::rows::rows`].
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::address::{Addresses, MacAddr, reverse_name};
-use super::model::{Config, Declared, Endpoint, Network, Protocol};
-use super::rows::{Owner, RouterParts, Rows, SUBNETS4, SUBNETS6, Table, acl, fold};
+use super::model::{Config, Declared, Endpoint, Network, Network4, Network6, NetworkId, Protocol};
+use super::rows::{Owner, RouterParts, Rows, SUBNETS4, SUBNETS6, Table, acl, allow, fold};
 use crate::ovsdb::{Atom, Value};
 
 /// Endpoints of a network with the addresses they have.
 pub(super) type Members<'a> = Vec<(&'a Declared<Endpoint>, Addresses)>;
 
+/// arca-kind of the switch that numbers IPv6 addresses, and of a port on it.
+pub(crate) const NUMBERS: &str = "numbers6";
+/// See [`NUMBERS`].
+pub(crate) const NUMBER: &str = "number6";
 /// Seconds; the workload's client never needs to renew within a day.
 const LEASE: &str = "86400";
 
@@ -20,7 +24,7 @@ pub(super) fn rows(
     config: &Config,
     network: &Declared<Network>,
     members: &Members<'_>,
-    services: &Atom,
+    services: [&Atom; 2],
     router: &mut RouterParts,
 ) {
     let n = &network.object;
@@ -28,24 +32,36 @@ pub(super) fn rows(
     let short = n.id.short();
     let mac = MacAddr::of_router(fold(n.id.as_str().as_bytes()));
 
-    router.ports.push(router_port(rows, owner, n, mac));
-    if n.masquerade && !n.internal {
-        router.nat.push(rows.add(
-            owner,
-            Table::Nat,
-            "snat",
-            [
-                ("type", "snat".into()),
-                ("external_ip", config.router.address.to_string().into()),
-                ("logical_ip", n.subnet.to_string().into()),
-                // The resolver answers by who asks, so it must see the container's own address.
-                ("exempted_ext_ips", services.clone().into()),
-            ],
-        ));
+    router.ports.push(router_port(rows, owner, config, n, mac));
+    if let Some(v6) = &n.v6 {
+        numbers(rows, owner, v6, members);
     }
+    if n.masquerade && !n.internal {
+        let mut snat = |kind, external: String, inside: String, exempted: &Atom| {
+            let columns = [
+                ("type", "snat".into()),
+                ("external_ip", external.into()),
+                ("logical_ip", inside.into()),
+                // The resolver answers by who asks, so it must see the container's own address.
+                ("exempted_ext_ips", exempted.clone().into()),
+            ];
+            rows.add(owner, Table::Nat, kind, columns)
+        };
+        let snat4 =
+            n.v4.as_ref().map(|v4| snat("snat", config.router.address.to_string(), v4.subnet.to_string(), services[0]));
+        let snat6 = config
+            .v6
+            .zip(n.v6.as_ref())
+            .map(|(uplink, v6)| snat("snat6", uplink.router.address.to_string(), v6.subnet.to_string(), services[1]));
+        router.nat.extend(snat4.into_iter().chain(snat6));
+    }
+    let resolver4 = n.v4.as_ref().map(|v4| (IpAddr::V4(v4.gateway), IpAddr::V4(config.resolver.address)));
+    let resolver6 = config.v6.zip(n.v6.as_ref());
+    let resolver6 = resolver6.map(|(up, v6)| (IpAddr::V6(v6.gateway), IpAddr::V6(up.resolver.address)));
+    let resolvers = resolver4.into_iter().chain(resolver6);
+    let vips = resolvers.map(|pair| (SocketAddr::new(pair.0, 53).to_string(), SocketAddr::new(pair.1, 53).to_string()));
+    let vips: BTreeMap<String, String> = vips.collect();
     for protocol in [Protocol::Udp, Protocol::Tcp] {
-        let vip = format!("{}:53", n.gateway);
-        let target = format!("{}:53", config.resolver.address);
         // On the router, never on the switch: there the translation would come before OVN's own answers.
         router.load_balancers.push(rows.add(
             owner,
@@ -54,24 +70,18 @@ pub(super) fn rows(
             [
                 ("name", format!("dns-{short}-{}", protocol.as_str()).into()),
                 ("protocol", protocol.as_str().into()),
-                ("vips", Value::map([(vip, target)])),
+                ("vips", Value::map(vips.clone())),
             ],
         ));
     }
 
-    let dhcp4 = dhcp4(rows, owner, n, mac);
-    let dhcp6 = n.v6.map(|v6| {
-        rows.add(
-            owner,
-            Table::DhcpOptions,
-            "dhcp6",
-            [("cidr", v6.subnet.to_string().into()), ("options", Value::map([("server_id", mac.to_string())]))],
-        )
-    });
+    let dhcp = Dhcp {
+        v4: n.v4.as_ref().map(|v4| dhcp4(rows, owner, n, v4, mac)),
+        v6: n.v6.as_ref().map(|v6| dhcp6(rows, owner, config, v6, mac)),
+    };
     let dns_records = n.dns.then(|| rows.add(owner, Table::Dns, "dns", [("records", Value::map(records(n, members)))]));
 
-    let ports: Vec<Atom> =
-        members.iter().map(|(e, addresses)| endpoint(rows, n, e, *addresses, &dhcp4, dhcp6.as_ref())).collect();
+    let ports: Vec<Atom> = members.iter().map(|(e, addresses)| endpoint(rows, n, e, *addresses, &dhcp)).collect();
     let acls = isolation(rows, owner, config, n);
     rows.add(
         owner,
@@ -112,16 +122,21 @@ fn group(n: &Network) -> String {
     format!("net_{}", n.id.short())
 }
 
-fn router_port(rows: &mut Rows, owner: Owner<'_>, n: &Network, mac: MacAddr) -> Atom {
-    let mut networks = vec![format!("{}/{}", n.gateway, n.subnet.prefix())];
+fn router_port(rows: &mut Rows, owner: Owner<'_>, config: &Config, n: &Network, mac: MacAddr) -> Atom {
+    let mut networks = Vec::new();
+    networks.extend(n.v4.as_ref().map(|v4| format!("{}/{}", v4.gateway, v4.subnet.prefix())));
     let mut advertise = BTreeMap::new();
-    if let Some(v6) = n.v6 {
-        networks.push(format!("{}/64", v6.gateway));
-        // Advertisements carry a default route, which an internal network must not have.
+    if let Some(v6) = &n.v6 {
+        networks.push(format!("{}/{}", v6.gateway, v6.subnet.prefix()));
+        // Advertisements carry a default route, which an internal network must not have. Addresses come by DHCPv6: one
+        // that a workload makes up itself would not pass port security.
         if !n.internal {
             advertise.insert("address_mode", "dhcpv6_stateful".to_owned());
             advertise.insert("send_periodic", "true".to_owned());
             advertise.insert("mtu", n.mtu.to_string());
+            if config.v6.is_some() {
+                advertise.insert("rdnss", v6.gateway.to_string());
+            }
         }
     }
     rows.add(
@@ -137,8 +152,14 @@ fn router_port(rows: &mut Rows, owner: Owner<'_>, n: &Network, mac: MacAddr) -> 
     )
 }
 
-fn dhcp4(rows: &mut Rows, owner: Owner<'_>, n: &Network, mac: MacAddr) -> Atom {
-    let gateway = n.gateway.to_string();
+/// DHCP rows of a network.
+struct Dhcp {
+    v4: Option<Atom>,
+    v6: Option<Atom>,
+}
+
+fn dhcp4(rows: &mut Rows, owner: Owner<'_>, n: &Network, v4: &Network4, mac: MacAddr) -> Atom {
+    let gateway = v4.gateway.to_string();
     let mut options = BTreeMap::from([
         ("server_id", gateway.clone()),
         ("server_mac", mac.to_string()),
@@ -153,19 +174,76 @@ fn dhcp4(rows: &mut Rows, owner: Owner<'_>, n: &Network, mac: MacAddr) -> Atom {
         owner,
         Table::DhcpOptions,
         "dhcp4",
-        [("cidr", n.subnet.to_string().into()), ("options", Value::map(options))],
+        [("cidr", v4.subnet.to_string().into()), ("options", Value::map(options))],
     )
+}
+
+fn dhcp6(rows: &mut Rows, owner: Owner<'_>, config: &Config, v6: &Network6, mac: MacAddr) -> Atom {
+    let mut options = BTreeMap::from([("server_id", mac.to_string())]);
+    if config.v6.is_some() {
+        options.insert("dns_server", v6.gateway.to_string());
+    }
+    rows.add(
+        owner,
+        Table::DhcpOptions,
+        "dhcp6",
+        [("cidr", v6.subnet.to_string().into()), ("options", Value::map(options))],
+    )
+}
+
+/// The switch on which OVN numbers a network's IPv6 addresses (see [`super::numbers`]).
+fn numbers(rows: &mut Rows, owner: Owner<'_>, v6: &Network6, members: &Members<'_>) {
+    let mut ports = Vec::new();
+    for (endpoint, addresses) in members {
+        let e = &endpoint.object;
+        // Fixed as soon as it is known, or asked for: so it is kept even if this row were lost.
+        let wanted = match e.static_v6.or(addresses.v6).map(|address| v6.numbers.number(address)) {
+            Some(Some(number)) => format!("{} {number}", MacAddr::of_router(fold(e.id.as_str().as_bytes()))),
+            // An address that was asked for and has no number.
+            Some(None) => continue,
+            None => "dynamic".to_owned(),
+        };
+        let owner = Owner { id: e.id.as_str(), generation: endpoint.generation, network: owner.network };
+        let none = Value::empty;
+        ports.push(rows.add(
+            owner,
+            Table::LogicalSwitchPort,
+            NUMBER,
+            [
+                ("name", format!("n6-{}", e.id.as_str()).into()),
+                ("type", "".into()),
+                ("addresses", wanted.into()),
+                ("port_security", none()),
+                ("options", Value::map::<&str, &str>([])),
+                ("dhcpv4_options", none()),
+                ("dhcpv6_options", none()),
+            ],
+        ));
+    }
+    rows.add(
+        owner,
+        Table::LogicalSwitch,
+        NUMBERS,
+        [
+            ("name", format!("numbers6-{}", owner.network.map(NetworkId::short).unwrap_or_default()).into()),
+            ("other_config", Value::map(v6.addressing())),
+            ("ports", Value::set(ports)),
+            ("acls", Value::empty()),
+            ("dns_records", Value::empty()),
+        ],
+    );
 }
 
 /// Dropping ACLs on the port group. All are evaluated before the router's DNAT, so published ports keep working.
 fn isolation(rows: &mut Rows, owner: Owner<'_>, config: &Config, n: &Network) -> Vec<Atom> {
-    let (pg, subnet, gateway) = (group(n), n.subnet, n.gateway);
-    let inside6 = n.v6.map(|v6| v6.subnet.to_string());
-    let other4 = format!("inport == @{pg} && ip4.dst == ${SUBNETS4} && ip4.dst != {subnet}");
-    let mut other6 = format!("inport == @{pg} && ip6.dst == ${SUBNETS6}");
-    if let Some(inside) = &inside6 {
-        other6 += &format!(" && ip6.dst != {inside}");
-    }
+    let pg = group(n);
+    let inside4 = n.v4.as_ref().map(|v4| v4.subnet.to_string());
+    let inside6 = n.v6.as_ref().map(|v6| v6.subnet.to_string());
+    let but = |family: &str, inside: &Option<String>| {
+        inside.iter().map(|inside| format!(" && {family}.dst != {inside}")).collect::<String>()
+    };
+    let other4 = format!("inport == @{pg} && ip4.dst == ${SUBNETS4}{}", but("ip4", &inside4));
+    let other6 = format!("inport == @{pg} && ip6.dst == ${SUBNETS6}{}", but("ip6", &inside6));
     let mut acls = vec![
         acl(rows, owner, "isolate4", "from-lport", 2000, other4),
         acl(rows, owner, "isolate6", "from-lport", 2000, other6),
@@ -174,62 +252,75 @@ fn isolation(rows: &mut Rows, owner: Owner<'_>, config: &Config, n: &Network) ->
     // only: endpoints come to them through the host, as everybody else, and to the resolver through their gateway.
     let uplink4 = format!("inport == @{pg} && ip4.dst == {{{}, {}}}", config.router.address, config.resolver.address);
     acls.push(acl(rows, owner, "uplink4", "from-lport", 2000, uplink4));
+    if let Some(v6) = &config.v6 {
+        let uplink6 = format!("inport == @{pg} && ip6.dst == {{{}, {}}}", v6.router.address, v6.resolver.address);
+        acls.push(acl(rows, owner, "uplink6", "from-lport", 2000, uplink6));
+    }
     if n.internal {
-        let out4 = format!("inport == @{pg} && ip4 && ip4.dst != {{{subnet}, 255.255.255.255, 224.0.0.0/4}}");
-        let inside = inside6.iter().map(|s| format!("{s}, ")).collect::<String>();
+        let list = |inside: &Option<String>| inside.iter().map(|s| format!("{s}, ")).collect::<String>();
+        let inside = list(&inside4);
+        let out4 = format!("inport == @{pg} && ip4 && ip4.dst != {{{inside}255.255.255.255, 224.0.0.0/4}}");
+        let inside = list(&inside6);
         let out6 = format!("inport == @{pg} && ip6 && ip6.dst != {{{inside}fe80::/10, ff00::/8}}");
         acls.push(acl(rows, owner, "internal4", "from-lport", 3000, out4));
         acls.push(acl(rows, owner, "internal6", "from-lport", 3000, out6));
     }
     if n.isolated {
         // Names and leases stay; nothing else answers at the gateway's address.
-        let gateway4 = format!("inport == @{pg} && ip4.dst == {gateway} && !(udp.dst == {{53, 67}} || tcp.dst == 53)");
-        acls.push(acl(rows, owner, "isolated4", "from-lport", 3000, gateway4));
-        if let Some(v6) = n.v6 {
-            let names = "udp.dst == {53, 547} || tcp.dst == 53";
-            let gateway6 = format!("inport == @{pg} && ip6.dst == {} && !nd && !({names})", v6.gateway);
-            acls.push(acl(rows, owner, "isolated6", "from-lport", 3000, gateway6));
+        let gateway4 =
+            n.v4.as_ref().map(|v4| ("isolated4", format!("ip4.dst == {}", v4.gateway), "udp.dst == {53, 67}"));
+        let gateway6 = n.v6.as_ref();
+        let gateway6 =
+            gateway6.map(|v6| ("isolated6", format!("ip6.dst == {}", v6.gateway), "nd || udp.dst == {53, 547}"));
+        for (kind, gateway, spared) in gateway4.into_iter().chain(gateway6) {
+            let spared = format!("inport == @{pg} && {gateway} && ({spared} || tcp.dst == 53)");
+            acls.push(allow(rows, owner, &format!("{kind}-spared"), "from-lport", 3100, spared));
+            acls.push(acl(rows, owner, kind, "from-lport", 3000, format!("inport == @{pg} && {gateway}")));
         }
     }
     if !n.inter_container {
-        let peer4 = format!("outport == @{pg} && ip4.src == {subnet} && ip4.src != {gateway}");
-        // Neighbour discovery stays: the router's own advertisements come from a link-local address.
-        let global = n.v6.map(|v6| format!("(ip6.src == {} && ip6.src != {}) || ", v6.subnet, v6.gateway));
-        let peer6 = format!(
-            "outport == @{pg} && ({}ip6.src == fe80::/10) && !nd && !nd_ra && !nd_rs",
-            global.unwrap_or_default()
-        );
-        acls.push(acl(rows, owner, "icc4", "to-lport", 1500, peer4));
+        // Neighbour discovery stays, and what the router sends: advertisements, answers of the resolver at its address.
+        let global = n.v6.as_ref().map(|v6| format!("{}, ", v6.subnet)).unwrap_or_default();
+        let peer6 = format!("outport == @{pg} && ip6.src == {{{global}fe80::/10}}");
+        let router = n.v6.as_ref().map(|v6| format!("ip6.src == {} || ", v6.gateway)).unwrap_or_default();
+        let spared6 = format!("outport == @{pg} && ({router}nd || nd_ra || nd_rs)");
+        acls.push(allow(rows, owner, "icc6-spared", "to-lport", 1600, spared6));
+        if let Some(Network4 { subnet, gateway, .. }) = &n.v4 {
+            let peer4 = format!("outport == @{pg} && ip4.src == {subnet} && ip4.src != {gateway}");
+            acls.push(acl(rows, owner, "icc4", "to-lport", 1500, peer4));
+        }
         acls.push(acl(rows, owner, "icc6", "to-lport", 1500, peer6));
         // Frames that are no IP come from peers only: the router sends none. ARP is what port security lets through.
         let other = format!("outport == @{pg} && !ip4 && !ip6 && !arp");
         acls.push(acl(rows, owner, "icc-other", "to-lport", 1500, other));
         // Nor by way of the router, which would send them back under its own address.
-        let turn4 = format!("inport == @{pg} && ip4.dst == {subnet} && ip4.dst != {gateway}");
-        acls.push(acl(rows, owner, "icc-turn4", "from-lport", 1500, turn4));
-        if let Some(v6) = n.v6 {
-            let turn6 = format!("inport == @{pg} && ip6.dst == {} && ip6.dst != {} && !nd", v6.subnet, v6.gateway);
+        if let Some(Network4 { subnet, gateway, .. }) = &n.v4 {
+            let turn4 = format!("inport == @{pg} && ip4.dst == {subnet} && ip4.dst != {gateway}");
+            acls.push(acl(rows, owner, "icc-turn4", "from-lport", 1500, turn4));
+        }
+        if let Some(v6) = &n.v6 {
+            let spared6 = format!("inport == @{pg} && (ip6.dst == {} || nd)", v6.gateway);
+            acls.push(allow(rows, owner, "icc-turn6-spared", "from-lport", 1600, spared6));
+            let turn6 = format!("inport == @{pg} && ip6.dst == {}", v6.subnet);
             acls.push(acl(rows, owner, "icc-turn6", "from-lport", 1500, turn6));
         }
     }
     acls
 }
 
-fn endpoint(
-    rows: &mut Rows,
-    n: &Network,
-    endpoint: &Declared<Endpoint>,
-    addresses: Addresses,
-    dhcp4: &Atom,
-    dhcp6: Option<&Atom>,
-) -> Atom {
+fn endpoint(rows: &mut Rows, n: &Network, endpoint: &Declared<Endpoint>, addresses: Addresses, dhcp: &Dhcp) -> Atom {
     let e = &endpoint.object;
     let owner = Owner { id: e.id.as_str(), generation: endpoint.generation, network: Some(&n.id) };
     let known: String = addresses.iter().map(|a| format!(" {a}")).collect();
-    // OVN allocates nothing for "MAC IP dynamic" and the like: an endpoint with only --ip6 is fixed once its IPv4
-    // address is known.
-    let fixed = e.static_v4.is_some() || (e.static_v6.is_some() && addresses.v4.is_some());
-    let wanted = if fixed { format!("{}{known}", e.mac) } else { format!("{} dynamic", e.mac) };
+    // OVN allocates nothing for "MAC IP dynamic" and the like: an endpoint with an IPv6 address is fixed once all its
+    // addresses are known.
+    let complete = addresses != Addresses::default();
+    let wanted = match (e.static_v4, &n.v4, &n.v6) {
+        (Some(_), ..) | (_, _, Some(_)) if complete => format!("{}{known}", e.mac),
+        (Some(v4), ..) => format!("{} {v4}", e.mac),
+        (None, Some(_), _) => format!("{} dynamic", e.mac),
+        (None, None, _) => e.mac.to_string(),
+    };
     // The value is pasted into an expression of OVN: without the quotes the port would get no DHCP at all.
     let options = e.hostname.iter().map(|h| ("hostname", format!("\"{}\"", h.as_str())));
     rows.add(
@@ -242,8 +333,8 @@ fn endpoint(
             ("addresses", wanted.into()),
             ("port_security", format!("{}{known}", e.mac).into()),
             ("options", Value::map(options)),
-            ("dhcpv4_options", dhcp4.clone().into()),
-            ("dhcpv6_options", Value::set(dhcp6.cloned())),
+            ("dhcpv4_options", Value::set(dhcp.v4.clone())),
+            ("dhcpv6_options", Value::set(dhcp.v6.clone())),
         ],
     )
 }
@@ -253,7 +344,7 @@ fn endpoint(
 fn records(n: &Network, members: &Members<'_>) -> BTreeMap<String, String> {
     let mut owners: BTreeMap<&str, Vec<Addresses>> = BTreeMap::new();
     let mut records = BTreeMap::new();
-    for (endpoint, addresses) in members.iter().filter(|(_, a)| a.v4.is_some()) {
+    for (endpoint, addresses) in members.iter().filter(|(_, a)| *a != Addresses::default()) {
         for name in &endpoint.object.names {
             owners.entry(name.as_str()).or_default().push(*addresses);
         }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use super::address::Addresses;
 use super::model::EndpointId;
-use super::rows::{Learned, RowKey, Table};
+use super::network::NUMBER;
+use super::rows::{Allocated, Learned, RowKey, Table};
 use crate::ovsdb::{self, Monitor, Snapshot, Uuid, Value};
 
 /// A row whose columns can be read; the test's fake has its own.
@@ -88,13 +89,14 @@ impl<R: Columns> Observed<R> {
             if key.table != Table::LogicalSwitchPort || key.kind != "endpoint" {
                 return None;
             }
-            Some((EndpointId::new(&key.id).ok()?, EndpointRow::read(found)))
+            let number = RowKey { table: key.table, id: key.id.clone(), kind: NUMBER.to_owned() };
+            Some((EndpointId::new(&key.id).ok()?, EndpointRow::read(found, self.rows.get(&number))))
         })
     }
 
     /// Addresses of all endpoints.
     pub fn learned(&self) -> Learned {
-        self.endpoints().map(|(id, row)| (id, row.addresses)).collect()
+        self.endpoints().map(|(id, row)| (id, row.allocated)).collect()
     }
 }
 
@@ -104,9 +106,11 @@ pub struct EndpointRow<'a> {
     /// Network it is on.
     pub network: &'a str,
     /// Allocated or static addresses.
-    pub addresses: Addresses,
-    /// OVN looked for an address and found none free: it answers with the MAC alone.
-    pub exhausted: bool,
+    pub allocated: Allocated,
+    /// OVN looked for an IPv4 address and found none free: it answers with the MAC alone.
+    pub exhausted4: bool,
+    /// The same of IPv6 addresses.
+    pub exhausted6: bool,
     /// Flows are installed.
     pub up: bool,
     /// Generation written.
@@ -114,19 +118,28 @@ pub struct EndpointRow<'a> {
 }
 
 impl<'a> EndpointRow<'a> {
-    fn read<R: Columns>(found: &'a ObservedRow<R>) -> Self {
-        let text = |column| found.row.get(column).and_then(|v| v.strings().next()).unwrap_or_default();
-        let dynamic = text("dynamic_addresses");
-        let allocated = Addresses::parse(dynamic);
-        let wanted = text("addresses");
-        let addresses = if allocated.v4.is_some() { allocated } else { Addresses::parse(wanted) };
+    fn read<R: Columns>(found: &'a ObservedRow<R>, number: Option<&'a ObservedRow<R>>) -> Self {
+        let (addresses, exhausted4) = addresses_of(found);
+        let (number, exhausted6) = number.map(|row| addresses_of(row)).unwrap_or_default();
         let generation = found.row.get("external_ids").and_then(|v| v.get("arca-gen"));
         Self {
             network: &found.network,
-            addresses,
-            exhausted: !dynamic.trim().is_empty() && allocated.v4.is_none() && wanted.ends_with(" dynamic"),
+            allocated: Allocated { addresses, number: number.v4 },
+            exhausted4,
+            exhausted6,
             up: found.row.get("up").and_then(Value::as_bool).unwrap_or(false),
             generation: generation.and_then(|g| g.parse().ok()).unwrap_or(0),
         }
     }
+}
+
+/// Allocated or static addresses of a port, and whether OVN found none free.
+fn addresses_of<R: Columns>(found: &ObservedRow<R>) -> (Addresses, bool) {
+    let text = |column| found.row.get(column).and_then(|v| v.strings().next()).unwrap_or_default();
+    let dynamic = text("dynamic_addresses");
+    let allocated = Addresses::parse(dynamic);
+    let wanted = text("addresses");
+    let exhausted = !dynamic.trim().is_empty() && allocated.v4.is_none() && wanted.ends_with("dynamic");
+    let fixed = Addresses::parse(wanted);
+    (Addresses { v4: allocated.v4.or(fixed.v4), v6: fixed.v6 }, exhausted)
 }

@@ -6,9 +6,11 @@
 //! (the generation) and arca-network; rows are found again by these.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::address::{Addresses, MacAddr};
 use super::model::{Config, Declared, Endpoint, EndpointId, Network, NetworkId, PublishedPort, PublishedPortId};
+pub(crate) use super::network::NUMBERS;
 use super::network::{self, Members};
 use crate::ovsdb::{Atom, Value};
 
@@ -26,6 +28,8 @@ pub(super) const SUBNETS4: &str = "arca_subnets";
 pub(super) const SUBNETS6: &str = "arca_subnets6";
 /// Address_Set of the resolver.
 const SERVICES: &str = "arca_svc";
+/// Address_Set of the resolver's IPv6 address.
+const SERVICES6: &str = "arca_svc6";
 
 /// Tables Arca writes, each with all columns it owns there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -160,22 +164,34 @@ pub struct Desired {
     pub ports: BTreeMap<PublishedPortId, Declared<PublishedPort>>,
 }
 
+/// What the database says of an endpoint's addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Allocated {
+    /// Addresses of its port, allocated or written.
+    pub addresses: Addresses,
+    /// Its number among the network's IPv6 addresses (see [`super::numbers`]).
+    pub number: Option<Ipv4Addr>,
+}
+
 /// What OVN has allocated, read from the database.
-pub type Learned = BTreeMap<EndpointId, Addresses>;
+pub type Learned = BTreeMap<EndpointId, Allocated>;
 
 impl Desired {
-    /// Addresses an endpoint has: its static ones, what OVN allocated, and, where an IPv4 address is static on a network
-    /// with IPv6, the EUI-64 address that OVN would have taken. Nothing until the IPv4 address is known.
+    /// Addresses an endpoint has: its static ones and what OVN allocated. Nothing until all of them are known.
     pub fn addresses(&self, endpoint: &Endpoint, learned: &Learned) -> Addresses {
+        let Some(network) = self.networks.get(&endpoint.network).map(|n| &n.object) else {
+            return Addresses::default();
+        };
         let learned = learned.get(&endpoint.id).copied().unwrap_or_default();
-        let v6 = self.networks.get(&endpoint.network).and_then(|n| n.object.v6);
-        match (endpoint.static_v4, learned.v4) {
-            (Some(v4), _) => {
-                let v6 = v6.map(|v6| endpoint.static_v6.unwrap_or_else(|| endpoint.mac.eui64(v6.subnet)));
-                Addresses { v4: Some(v4), v6 }
-            }
-            (None, Some(v4)) => Addresses { v4: Some(v4), v6: v6.and_then(|_| endpoint.static_v6.or(learned.v6)) },
-            (None, None) => Addresses::default(),
+        let v4 = network.v4.as_ref().map(|_| endpoint.static_v4.or(learned.addresses.v4));
+        let v6 = network.v6.as_ref().map(|v6| {
+            // What its port has stays, whatever becomes of the number.
+            let numbered = || learned.number.and_then(|number| v6.numbers.address(number));
+            endpoint.static_v6.or(learned.addresses.v6).or_else(numbered)
+        });
+        match (v4, v6) {
+            (Some(None), _) | (_, Some(None)) => Addresses::default(),
+            (v4, v6) => Addresses { v4: v4.flatten(), v6: v6.flatten() },
         }
     }
 }
@@ -236,8 +252,11 @@ pub fn rows(config: &Config, desired: &Desired, learned: &Learned) -> Vec<Row> {
     let resolver = Value::from(config.resolver.address.to_string());
     let services =
         rows.add(engine, Table::AddressSet, "services", [("name", SERVICES.into()), ("addresses", resolver)]);
-    let subnets4: BTreeSet<_> = networks().map(|n| n.subnet.to_string()).collect();
-    let subnets6: BTreeSet<_> = networks().filter_map(|n| n.v6).map(|v6| v6.subnet.to_string()).collect();
+    let resolver6 = Value::set(config.v6.map(|v6| v6.resolver.address.to_string()));
+    let services6 =
+        rows.add(engine, Table::AddressSet, "services6", [("name", SERVICES6.into()), ("addresses", resolver6)]);
+    let subnets4: BTreeSet<_> = networks().filter_map(|n| n.v4.as_ref()).map(|v4| v4.subnet.to_string()).collect();
+    let subnets6: BTreeSet<_> = networks().filter_map(|n| n.v6.as_ref()).map(|v6| v6.subnet.to_string()).collect();
     for (kind, name, subnets) in [("subnets4", SUBNETS4, subnets4), ("subnets6", SUBNETS6, subnets6)] {
         rows.add(engine, Table::AddressSet, kind, [("name", name.into()), ("addresses", Value::set(subnets))]);
     }
@@ -252,22 +271,18 @@ pub fn rows(config: &Config, desired: &Desired, learned: &Learned) -> Vec<Row> {
     }
     for network in desired.networks.values() {
         let members = members.remove(&network.object.id).unwrap_or_default();
-        network::rows(&mut rows, config, network, &members, &services, &mut router);
+        network::rows(&mut rows, config, network, &members, [&services, &services6], &mut router);
     }
     for port in desired.ports.values() {
         router.load_balancers.extend(published(&mut rows, config, desired, port, learned));
     }
 
-    let route = rows.add(
-        engine,
-        Table::LogicalRouterStaticRoute,
-        "default",
-        [
-            ("ip_prefix", "0.0.0.0/0".into()),
-            ("nexthop", config.next_hop.to_string().into()),
-            ("output_port", "gw-ext".into()),
-        ],
-    );
+    let mut default = |kind, prefix: &'static str, next_hop: String| {
+        let columns = [("ip_prefix", prefix.into()), ("nexthop", next_hop.into()), ("output_port", "gw-ext".into())];
+        rows.add(engine, Table::LogicalRouterStaticRoute, kind, columns)
+    };
+    let mut routes = vec![default("default", "0.0.0.0/0", config.next_hop.to_string())];
+    routes.extend(config.v6.map(|v6| default("default6", "::/0", v6.next_hop.to_string())));
     rows.add(
         engine,
         Table::LogicalRouter,
@@ -281,7 +296,7 @@ pub fn rows(config: &Config, desired: &Desired, learned: &Learned) -> Vec<Row> {
                 Value::map([("chassis", config.system_id.as_str()), ("always_learn_from_arp_request", "false")]),
             ),
             ("ports", Value::set(router.ports)),
-            ("static_routes", route.into()),
+            ("static_routes", Value::set(routes)),
             ("nat", Value::set(router.nat)),
             ("load_balancer", Value::set(router.load_balancers)),
         ],
@@ -299,7 +314,10 @@ fn uplink(rows: &mut Rows, engine: Owner<'_>, config: &Config) -> Atom {
         [
             ("name", "gw-ext".into()),
             ("mac", mac.to_string().into()),
-            ("networks", config.router.to_string().into()),
+            (
+                "networks",
+                Value::set(std::iter::once(config.router.to_string()).chain(config.v6.map(|v6| v6.router.to_string()))),
+            ),
             ("ipv6_ra_configs", Value::map::<&str, &str>([])),
         ],
     );
@@ -334,7 +352,7 @@ fn uplink(rows: &mut Rows, engine: Owner<'_>, config: &Config) -> Atom {
     );
     // Nobody outside may address a container directly; answers of the resolver are not translated and must pass.
     let direct4 = format!("inport == \"{LOCALNET_PORT}\" && ip4.dst == ${SUBNETS4} && ip4.src != ${SERVICES}");
-    let direct6 = format!("inport == \"{LOCALNET_PORT}\" && ip6.dst == ${SUBNETS6}");
+    let direct6 = format!("inport == \"{LOCALNET_PORT}\" && ip6.dst == ${SUBNETS6} && ip6.src != ${SERVICES6}");
     let acls = [("direct4", direct4), ("direct6", direct6)]
         .map(|(kind, expression)| acl(rows, engine, kind, "from-lport", 2000, expression));
     rows.add(
@@ -361,6 +379,29 @@ pub(super) fn acl(
     priority: i64,
     expression: String,
 ) -> Atom {
+    judge(rows, owner, kind, (direction, priority, "drop"), expression)
+}
+
+/// An exception from dropping ACLs of lower priority. OVN 25.03 makes no flow at all of an expression that negates its
+/// predicates (`!nd && !nd_ra && !nd_rs`), so what a dropping ACL must spare is said by one of these.
+pub(super) fn allow(
+    rows: &mut Rows,
+    owner: Owner<'_>,
+    kind: &str,
+    direction: &'static str,
+    priority: i64,
+    expression: String,
+) -> Atom {
+    judge(rows, owner, kind, (direction, priority, "allow"), expression)
+}
+
+fn judge(
+    rows: &mut Rows,
+    owner: Owner<'_>,
+    kind: &str,
+    (direction, priority, action): (&'static str, i64, &'static str),
+    expression: String,
+) -> Atom {
     rows.add(
         owner,
         Table::Acl,
@@ -369,7 +410,7 @@ pub(super) fn acl(
             ("direction", direction.into()),
             ("priority", priority.into()),
             ("match", expression.into()),
-            ("action", "drop".into()),
+            ("action", action.into()),
         ],
     )
 }
@@ -383,9 +424,17 @@ fn published(
     learned: &Learned,
 ) -> Option<Atom> {
     let endpoint = &desired.endpoints.get(&port.object.endpoint)?.object;
-    let target = desired.addresses(endpoint, learned).v4?;
-    let vip = format!("{}:{}", config.router.address, port.object.vip_port);
-    let target = format!("{target}:{}", port.object.target_port);
+    let target = desired.addresses(endpoint, learned);
+    let pair = |vip: IpAddr, target: IpAddr| {
+        let at = |address, port| SocketAddr::new(address, port).to_string();
+        (at(vip, port.object.vip_port), at(target, port.object.target_port))
+    };
+    let v4 = target.v4.map(|target| pair(config.router.address.into(), target.into()));
+    let v6 = config.v6.zip(target.v6).map(|(uplink, target)| pair(uplink.router.address.into(), target.into()));
+    let vips: BTreeMap<String, String> = v4.into_iter().chain(v6).collect();
+    if vips.is_empty() {
+        return None;
+    }
     let id = port.object.id.as_str();
     let owner = Owner { id, generation: port.generation, network: Some(&endpoint.network) };
     Some(rows.add(
@@ -395,7 +444,7 @@ fn published(
         [
             ("name", format!("pub-{id}").into()),
             ("protocol", port.object.protocol.as_str().into()),
-            ("vips", Value::map([(vip, target)])),
+            ("vips", Value::map(vips)),
         ],
     ))
 }

@@ -10,7 +10,7 @@ use super::address::Addresses;
 use super::diff::{Change, Counts, Scope, diff, operations};
 use super::model::{Config, Declared, Endpoint, Name, Network, PublishedPort};
 use super::observed::{Columns, Observed};
-use super::rows::{Desired, Learned, Row, Table, rows};
+use super::rows::{Allocated, Desired, Learned, Row, Table, rows};
 use crate::ovsdb::{Atom, Mutator, Uuid, Value};
 use arca_proto::helper::v1 as proto;
 
@@ -158,6 +158,9 @@ pub(crate) fn config() -> Config {
         next_hop: "192.168.127.1".into(),
         resolver_address: "192.168.127.3/29".into(),
         forwarders: vec!["10.0.0.53:53".into()],
+        router_address_v6: "fd00:77::2/64".into(),
+        next_hop_v6: "fd00:77::1".into(),
+        resolver_address_v6: "fd00:77::3/64".into(),
     };
     request.try_into().expect("a valid configuration")
 }
@@ -215,6 +218,24 @@ fn desired(
     desired
 }
 
+/// What the database shows of a port with these addresses.
+pub(crate) fn allocated(text: &str) -> Allocated {
+    Allocated { addresses: Addresses::parse(text), number: None }
+}
+
+/// The same with a number: the `n`th address of the IPv6 pool, counted from nought.
+fn numbered(text: &str, n: u8) -> Allocated {
+    Allocated { number: Some(std::net::Ipv4Addr::new(240, 0, 0, n + 2)), ..allocated(text) }
+}
+
+fn dual(n: u8) -> proto::Network {
+    proto::Network { subnet_v6: format!("fd00:{n}::/64"), gateway_v6: format!("fd00:{n}::1"), ..network(n) }
+}
+
+fn v6_only(n: u8) -> proto::Network {
+    proto::Network { subnet_v4: String::new(), gateway_v4: String::new(), exclude_v4: vec![], ..dual(n) }
+}
+
 fn find<'a>(rows: &'a [Row], table: Table, kind: &str) -> &'a Row {
     rows.iter().find(|r| r.key.table == table && r.key.kind == kind).unwrap_or_else(|| panic!("{table:?} {kind}"))
 }
@@ -238,10 +259,8 @@ fn an_endpoint_is_dynamic_first_and_named_and_guarded_when_its_address_is_known(
     assert!(find(&before, Table::Dns, "dns").columns["records"].is_empty());
     assert!(!has(&before, "published"));
 
-    let learned = Learned::from([(
-        desired.endpoints.keys().next().unwrap().clone(),
-        Addresses::parse("02:42:ac:12:00:64 172.18.0.2"),
-    )]);
+    let learned =
+        Learned::from([(desired.endpoints.keys().next().unwrap().clone(), allocated("02:42:ac:12:00:64 172.18.0.2"))]);
     let after = rows(&config(), &desired, &learned);
     let lsp = find(&after, Table::LogicalSwitchPort, "endpoint");
     assert_eq!(lsp.columns["addresses"], "02:42:ac:12:00:64 dynamic".into(), "OVN keeps allocating");
@@ -258,30 +277,91 @@ fn an_endpoint_is_dynamic_first_and_named_and_guarded_when_its_address_is_known(
 fn a_name_of_several_endpoints_is_left_to_the_resolver() {
     let desired = desired(vec![network(18)], vec![endpoint(100, 18), endpoint(101, 18)], vec![]);
     let learned = desired.endpoints.keys().zip(["172.18.0.2", "172.18.0.3"]);
-    let learned = learned.map(|(id, ip)| (id.clone(), Addresses::parse(&format!("mac {ip}")))).collect();
+    let learned = learned.map(|(id, ip)| (id.clone(), allocated(&format!("mac {ip}")))).collect();
     let all = rows(&config(), &desired, &learned);
     let records = &find(&all, Table::Dns, "dns").columns["records"];
     assert_eq!((records.get("shared"), records.get("web101")), (None, Some("172.18.0.3")));
 }
 
 #[test]
-fn static_addresses_with_ipv6_are_written_in_full() {
-    let v6 =
-        |n: proto::Network| proto::Network { subnet_v6: "fd00:18::/64".into(), gateway_v6: "fd00:18::1".into(), ..n };
-    let net = v6(network(18));
+fn addresses_with_ipv6_are_fixed_once_all_are_known() {
     let with = |v4: &str, v6: &str| proto::Endpoint { static_v4: v4.into(), static_v6: v6.into(), ..endpoint(100, 18) };
-    let written = |endpoint: proto::Endpoint, learned: &str| {
-        let desired = desired(vec![net.clone()], vec![endpoint], vec![]);
+    let written = |network: proto::Network, endpoint: proto::Endpoint, learned: Allocated| {
+        let desired = desired(vec![network], vec![endpoint], vec![]);
         let id = desired.endpoints.keys().next().unwrap().clone();
-        let rows = rows(&config(), &desired, &Learned::from([(id, Addresses::parse(learned))]));
-        find(&rows, Table::LogicalSwitchPort, "endpoint").columns["addresses"].as_str().unwrap().to_owned()
+        let rows = rows(&config(), &desired, &Learned::from([(id, learned)]));
+        let text = |kind| {
+            let row = rows.iter().find(|r| r.key.table == Table::LogicalSwitchPort && r.key.kind == kind)?;
+            Some(row.columns["addresses"].as_str()?.to_owned())
+        };
+        (text("endpoint").unwrap(), text("number6").unwrap_or_default())
     };
     let mac = "02:42:ac:12:00:64";
-    assert_eq!(written(with("172.18.0.9", ""), ""), format!("{mac} 172.18.0.9 fd00:18::42:acff:fe12:64"));
-    assert_eq!(written(with("172.18.0.9", "fd00:18::9"), ""), format!("{mac} 172.18.0.9 fd00:18::9"));
-    assert_eq!(written(with("", "fd00:18::9"), ""), format!("{mac} dynamic"));
-    assert_eq!(written(with("", "fd00:18::9"), "m 172.18.0.2 fd00:18::42:1"), format!("{mac} 172.18.0.2 fd00:18::9"));
-    assert_eq!(written(with("", ""), "m 172.18.0.2 fd00:18::42:1"), format!("{mac} dynamic"));
+    let number = |n: u8| format!("0e:4c:3a:1e:c3:88 240.0.0.{}", n + 2);
+    let none = Allocated::default();
+    let pair = |a: &str, b: &str| (format!("{mac} {a}"), b.to_owned());
+    // Nothing known, one of two, both.
+    assert_eq!(written(dual(18), with("", ""), none), pair("dynamic", "dynamic"));
+    assert_eq!(written(dual(18), with("", ""), allocated("m 172.18.0.2")), pair("dynamic", "dynamic"));
+    let known = numbered("m 172.18.0.2", 2);
+    assert_eq!(written(dual(18), with("", ""), known).0, format!("{mac} 172.18.0.2 fd00:18::2"));
+    // What a port has stays, though its number were lost or became another.
+    let other = numbered("m 172.18.0.2 fd00:18::2", 7);
+    let (port, row) = written(dual(18), with("", ""), other);
+    assert_eq!(port, format!("{mac} 172.18.0.2 fd00:18::2"));
+    assert!(row.ends_with(" 240.0.0.4"), "{row} against {}", number(2));
+    // Asked for: reserved at once; one without a number needs no row.
+    assert_eq!(written(dual(18), with("172.18.0.9", ""), none), pair("172.18.0.9", "dynamic"));
+    assert_eq!(written(dual(18), with("172.18.0.9", "fd00:18::9"), none).0, format!("{mac} 172.18.0.9 fd00:18::9"));
+    let (port, row) = written(dual(18), with("", "fd00:18::9"), none);
+    assert!(port.ends_with(" dynamic") && row.ends_with(" 240.0.0.11"), "{port}, {row}");
+    assert_eq!(written(dual(18), with("", "fd00:18::1:0:9"), none), pair("dynamic", ""));
+    // Without IPv4.
+    assert_eq!(written(v6_only(18), with("", ""), none), (mac.to_owned(), "dynamic".to_owned()));
+    assert_eq!(written(v6_only(18), with("", ""), numbered("m", 2)).0, format!("{mac} fd00:18::2"));
+}
+
+#[test]
+fn an_ipv6_pool_is_numbered_with_what_is_set_apart() {
+    let pool = proto::Network {
+        subnet_v6: "fd00:18::/48".into(),
+        gateway_v6: "fd00:18::5:1".into(),
+        range_v6: "fd00:18::5:0/120".into(),
+        exclude_v6: vec!["fd00:18::5:4".into(), "fd00:18::9".into()],
+        ..v6_only(18)
+    };
+    let all = rows(&config(), &desired(vec![pool], vec![], vec![]), &Learned::new());
+    let numbers = &find(&all, Table::LogicalSwitch, "numbers6").columns["other_config"];
+    assert_eq!(numbers.get("subnet"), Some("240.0.0.0/23"));
+    assert_eq!(numbers.get("exclude_ips"), Some("240.0.0.3 240.0.0.6 240.0.1.2..240.0.1.254"));
+    assert!(find(&all, Table::LogicalSwitch, "switch").columns["other_config"].is_empty());
+    let port = find(&all, Table::LogicalRouterPort, "router-port");
+    assert_eq!(port.columns["networks"], "fd00:18::5:1/48".into());
+}
+
+#[test]
+fn a_network_of_ipv6_alone_has_the_rows_of_that_family() {
+    let port =
+        proto::PublishedPort { id: "p".into(), endpoint_id: id(100), protocol: 1, vip_port: 8080, target_port: 80 };
+    let apart = proto::Network { inter_container: false, ..v6_only(18) };
+    let desired = desired(vec![apart], vec![endpoint(100, 18)], vec![port]);
+    let id = desired.endpoints.keys().next().unwrap().clone();
+    let all = rows(&config(), &desired, &Learned::from([(id, numbered("m", 2))]));
+    assert!(has(&all, "snat6") && !has(&all, "snat") && has(&all, "dhcp6") && !has(&all, "dhcp4"));
+    assert!(has(&all, "icc6") && !has(&all, "icc4") && has(&all, "isolate4") && has(&all, "default6"));
+    let lsp = find(&all, Table::LogicalSwitchPort, "endpoint");
+    assert!(lsp.columns["dhcpv4_options"].is_empty() && !lsp.columns["dhcpv6_options"].is_empty());
+    assert_eq!(lsp.columns["port_security"], "02:42:ac:12:00:64 fd00:18::2".into());
+    let vips = &find(&all, Table::LoadBalancer, "published").columns["vips"];
+    assert_eq!(vips.get("[fd00:77::2]:8080"), Some("[fd00:18::2]:80"));
+    let vips = &find(&all, Table::LoadBalancer, "dns-udp").columns["vips"];
+    assert_eq!(vips.get("[fd00:18::1]:53"), Some("[fd00:77::3]:53"));
+    let records = &find(&all, Table::Dns, "dns").columns["records"];
+    assert_eq!(records.get("web100"), Some("fd00:18::2"));
+    // Where the host has no IPv6 there is no way out either.
+    let four = Config { v6: None, ..config() };
+    let all = rows(&four, &desired, &Learned::new());
+    assert!(!has(&all, "snat6") && !has(&all, "default6"));
 }
 
 #[test]
@@ -318,7 +398,7 @@ fn addressing_of_a_live_switch_is_never_edited() {
 fn before_the_first_sync_nothing_unknown_goes() {
     let mut fake = Fake::default();
     let learned: Learned = [(100, "m 172.18.0.2"), (101, "m 172.18.0.3")]
-        .map(|(n, a)| (super::model::EndpointId::new(&id(n)).unwrap(), Addresses::parse(a)))
+        .map(|(n, a)| (super::model::EndpointId::new(&id(n)).unwrap(), allocated(a)))
         .into();
     let both = desired(vec![network(18), network(19)], vec![endpoint(100, 18), endpoint(101, 18)], vec![]);
     let both = rows(&config(), &both, &learned);
@@ -378,13 +458,20 @@ fn operations_name_new_rows_and_guard_root_ones() {
 #[test]
 fn bad_objects_are_refused() {
     type Edit = fn(&mut proto::Network);
-    let edits: [Edit; 8] = [
+    let edits: [Edit; 12] = [
         |n| n.id = "x".into(),
         |n| n.name = "a\"b".into(),
         |n| n.gateway_v4 = "10.0.0.1".into(),
         |n| n.exclude_v4 = vec!["10.9.9.9".into()],
         |n| n.exclude_v4 = vec!["172.18.0.4-172.18.0.9".into()],
-        |n| n.subnet_v6 = "fd00::/48".into(),
+        |n| (n.subnet_v6, n.gateway_v6) = ("fd00::/127".into(), "fd00::1".into()),
+        |n| (n.subnet_v6, n.gateway_v6) = ("fd00::/80".into(), "fd00::".into()),
+        |n| (n.subnet_v6, n.gateway_v6, n.range_v6) = ("fd00::/80".into(), "fd00::1".into(), "fd00::/64".into()),
+        |n| {
+            (n.subnet_v6, n.gateway_v6) = ("fd00::/80".into(), "fd00::1".into());
+            n.exclude_v6 = vec!["fd00:1::1".into()];
+        },
+        |n| (n.subnet_v4, n.gateway_v4) = (String::new(), String::new()),
         |n| n.mtu = 70_000,
         |n| n.mtu = 0,
     ];
@@ -427,7 +514,7 @@ fn any_desired() -> impl Strategy<Value = (Desired, Learned)> {
                 e.static_v4 = format!("172.{net}.0.{n}");
             } else if known {
                 let id = super::model::EndpointId::new(&e.id).unwrap();
-                learned.insert(id, Addresses::parse(&format!("m 172.{net}.0.{n}")));
+                learned.insert(id, numbered(&format!("m 172.{net}.0.{n}"), n));
             }
             generations.insert(e.id.clone(), generation);
             declared.push(e);

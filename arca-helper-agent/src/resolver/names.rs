@@ -57,8 +57,8 @@ impl NameTable {
         for network in desired.networks.values().map(|n| &n.object).filter(|n| n.dns) {
             index.insert(&network.id, table.networks.len());
             table.networks.push(NetworkNames {
-                subnet4: Some(network.subnet),
-                subnet6: network.v6.map(|v6| v6.subnet),
+                subnet4: network.v4.as_ref().map(|v4| v4.subnet),
+                subnet6: network.v6.as_ref().map(|v6| v6.subnet),
                 ..NetworkNames::default()
             });
         }

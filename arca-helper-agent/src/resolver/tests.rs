@@ -14,10 +14,9 @@ use tokio::sync::watch;
 use super::answer::{Transport, Verdict, answer};
 use super::upstream::{QUIET, read_message, write_message};
 use super::{NameTable, Resolver};
-use crate::nb::address::Addresses;
 use crate::nb::model::{Declared, Endpoint, EndpointId, Network};
 use crate::nb::rows::{Desired, Learned};
-use crate::nb::tests::{endpoint, id, network};
+use crate::nb::tests::{allocated, endpoint, id, network};
 use arca_proto::helper::v1 as proto;
 
 /// machine100 on net18; machine101 on net18 and net19; machine102 on net19 and internal net20; machine103 only on net20;
@@ -36,7 +35,7 @@ fn table() -> NameTable {
     {
         let e = proto::Endpoint { machine_id: format!("machine{machine}"), ..endpoint(n, net) };
         let object: Endpoint = e.try_into().unwrap();
-        learned.insert(EndpointId::new(&id(n)).unwrap(), Addresses::parse(&format!("m 172.{net}.0.{n}")));
+        learned.insert(EndpointId::new(&id(n)).unwrap(), allocated(&format!("m 172.{net}.0.{n}")));
         desired.endpoints.insert(object.id.clone(), Declared { generation: 1, object });
     }
     NameTable::new(&desired, &learned)
@@ -113,7 +112,7 @@ fn edns_and_large_answers() {
     let mut learned = Learned::new();
     for n in 1..=120 {
         let object: Endpoint = endpoint(n, 18).try_into().unwrap();
-        learned.insert(object.id.clone(), Addresses::parse(&format!("m 172.18.0.{n}")));
+        learned.insert(object.id.clone(), allocated(&format!("m 172.18.0.{n}")));
         desired.endpoints.insert(object.id.clone(), Declared { generation: 1, object });
     }
     let table = NameTable::new(&desired, &learned);
@@ -217,7 +216,7 @@ fn loopback_table() -> Arc<NameTable> {
     let object: Network = network(18).try_into().unwrap();
     desired.networks.insert(object.id.clone(), Declared { generation: 1, object });
     let object: Endpoint = endpoint(100, 18).try_into().unwrap();
-    let learned = Learned::from([(object.id.clone(), Addresses::parse("m 127.0.0.1"))]);
+    let learned = Learned::from([(object.id.clone(), allocated("m 127.0.0.1"))]);
     desired.endpoints.insert(object.id.clone(), Declared { generation: 1, object });
     Arc::new(NameTable::new(&desired, &learned))
 }

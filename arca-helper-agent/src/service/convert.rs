@@ -29,13 +29,13 @@ pub(super) fn message(o: &Observation) -> proto::Observation {
         Some(Refusal::Invalid(_)) => proto::ErrorKind::Invalid,
         Some(Refusal::AddressInUse { .. }) => proto::ErrorKind::AddressInUse,
         Some(Refusal::UnknownNetwork(_)) => proto::ErrorKind::UnknownNetwork,
-        Some(Refusal::Exhausted(_)) => proto::ErrorKind::PoolExhausted,
+        Some(Refusal::Exhausted { .. }) => proto::ErrorKind::PoolExhausted,
         Some(Refusal::Internal(_)) => proto::ErrorKind::Internal,
     };
     proto::Observation {
         key: Some(proto::ObjectKey { kind: kind.into(), id: o.key.id.clone(), generation: o.generation }),
         address_v4: o.v4.map(|(address, prefix)| format!("{address}/{prefix}")).unwrap_or_default(),
-        address_v6: o.v6.map(|address| format!("{address}/64")).unwrap_or_default(),
+        address_v6: o.v6.map(|(address, prefix)| format!("{address}/{prefix}")).unwrap_or_default(),
         up: o.up,
         error: o.refusal.as_ref().map(ToString::to_string).unwrap_or_default(),
         removed: o.removed,

@@ -14,20 +14,20 @@
 //! committed and its ports exist. While the database is away everything is kept, and applied when it is back.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
-use crate::nb::address::Subnet4;
 use crate::nb::diff::{Change, Counts, diff, operations};
 use crate::nb::model::{Config, EndpointId};
 use crate::nb::observed::Observed;
 use crate::nb::rows::rows;
 use crate::ovsdb::{self, Database};
 use crate::resolver::{NameTable, Resolver};
+use crate::uplink::Subnet;
 
 use super::ServiceError;
 use super::machine::Machine;
@@ -77,11 +77,11 @@ pub(super) struct Engine<M> {
     state: State,
     epoch: u64,
     waiting: Vec<Waiting>,
-    resolver: Option<Resolver>,
+    resolvers: Vec<Resolver>,
     names: watch::Sender<Arc<NameTable>>,
     forwarders: watch::Sender<Vec<SocketAddr>>,
     observations: watch::Sender<Arc<Observations>>,
-    routed: Option<BTreeSet<Subnet4>>,
+    routed: Option<BTreeSet<Subnet>>,
     jobs: mpsc::UnboundedSender<Job>,
     job: u64,
     wanted: BTreeMap<arca_proto::ports::LinkNumber, crate::ports::PortSpec>,
@@ -112,7 +112,7 @@ impl<M: Machine> Engine<M> {
             state: State::default(),
             epoch: 0,
             waiting: Vec::new(),
-            resolver: None,
+            resolvers: Vec::new(),
             names: watch::Sender::default(),
             forwarders: watch::Sender::default(),
             observations,
@@ -212,15 +212,19 @@ impl<M: Machine> Engine<M> {
             move |source| ServiceError::Machine { what, source }
         };
         let datapath = self.machine.configure(&config).await.map_err(failed("set up the uplink"))?;
-        let address = SocketAddr::from((config.resolver.address, 53));
-        if self.resolver.as_ref().map(Resolver::address) != Some(address) {
-            self.resolver = None;
-            let resolver = Resolver::start(address, self.names.subscribe(), self.forwarders.subscribe()).await;
-            let what = format!("listen on {address} as resolver");
-            self.resolver = Some(resolver.map_err(|e| failed(&what)(e.into()))?);
+        let v4 = SocketAddr::from((config.resolver.address, 53));
+        let v6 = config.v6.map(|v6| SocketAddr::from((v6.resolver.address, 53)));
+        let addresses: Vec<SocketAddr> = std::iter::once(v4).chain(v6).collect();
+        if !self.resolvers.iter().map(Resolver::address).eq(addresses.iter().copied()) {
+            self.resolvers.clear();
+            for address in addresses {
+                let resolver = Resolver::start(address, self.names.subscribe(), self.forwarders.subscribe()).await;
+                let what = format!("listen on {address} as resolver");
+                self.resolvers.push(resolver.map_err(|e| failed(&what)(e.into()))?);
+            }
         }
         self.forwarders.send_replace(config.forwarders.clone());
-        if self.config.as_ref().is_some_and(|now| now.router != config.router) {
+        if self.config.as_ref().is_some_and(|now| now.router != config.router || now.v6 != config.v6) {
             self.routed = None;
         }
         self.config = Some(config);
@@ -335,9 +339,13 @@ impl<M: Machine> Engine<M> {
     async fn committed(&mut self) {
         self.publish();
         let Some(config) = &self.config else { return };
-        let subnets: BTreeSet<Subnet4> = self.state.desired.networks.values().map(|n| n.object.subnet).collect();
+        let networks = || self.state.desired.networks.values().map(|n| &n.object);
+        let v4 = networks().filter_map(|n| n.v4.as_ref()).map(|v4| v4.subnet);
+        let v6 = networks().filter(|_| config.v6.is_some()).filter_map(|n| n.v6.as_ref()).map(|v6| v6.subnet);
+        let v4 = v4.map(|s| (IpAddr::V4(s.network()), s.prefix()));
+        let subnets: BTreeSet<Subnet> = v4.chain(v6.map(|s| (IpAddr::V6(s.network()), s.prefix()))).collect();
         if self.routed.as_ref() != Some(&subnets) {
-            match self.machine.routes(&subnets, config.router.address).await {
+            match self.machine.routes(&subnets).await {
                 Ok(()) => self.routed = Some(subnets),
                 Err(error) => {
                     tracing::warn!(%error, "routes from the resolver to the networks are not set");

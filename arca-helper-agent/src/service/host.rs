@@ -2,16 +2,14 @@
 //! The real helper machine behind [`Machine`].
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
 
 use arca_proto::ports::LinkNumber;
 use arca_proto::{helper::v1 as proto, tap::v1 as tap};
 
-use crate::nb::address::Subnet4;
 use crate::nb::model::Config;
 use crate::ports::{PortSpec, PortStatus, Ports};
 use crate::status::Source;
-use crate::uplink::{Uplink, UplinkConfig};
+use crate::uplink::{Side, Subnet, Uplink, UplinkConfig};
 
 use super::machine::{Failure, Machine};
 
@@ -27,16 +25,22 @@ impl Machine for Host {
         let wanted = UplinkConfig {
             system_id: config.system_id.clone(),
             interface: config.uplink_interface.clone(),
-            router: config.router.address,
-            next_hop: config.next_hop,
-            resolver: (config.resolver.address, config.resolver.subnet().prefix()),
+            v4: Side {
+                router: config.router.address.into(),
+                next_hop: config.next_hop.into(),
+                resolver: (config.resolver.address.into(), config.resolver.subnet().prefix()),
+            },
+            v6: config.v6.map(|v6| Side {
+                router: v6.router.address.into(),
+                next_hop: v6.next_hop.into(),
+                resolver: (v6.resolver.address.into(), v6.resolver.prefix),
+            }),
         };
         Ok(self.uplink.configure(wanted).await?.to_string())
     }
 
-    async fn routes(&self, subnets: &BTreeSet<Subnet4>, _via: Ipv4Addr) -> Result<(), Failure> {
-        let subnets = subnets.iter().map(|s| (s.network(), s.prefix())).collect();
-        Ok(self.uplink.set_subnets(subnets).await?)
+    async fn routes(&self, subnets: &BTreeSet<Subnet>) -> Result<(), Failure> {
+        Ok(self.uplink.set_subnets(subnets.iter().copied().collect()).await?)
     }
 
     async fn ensure(&self, ports: Vec<PortSpec>) -> Vec<(LinkNumber, Result<(), Failure>)> {

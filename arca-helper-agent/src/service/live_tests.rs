@@ -18,18 +18,18 @@ use tonic::transport::{Channel, Server};
 
 use super::machine::{Failure, Machine};
 use super::{Service, nb_monitors};
-use crate::nb::address::Subnet4;
 use crate::nb::model::Config;
 use crate::nb::tests::{endpoint, id, network};
 use crate::ovsdb::{Database, Op, Snapshot, Value};
 use crate::ports::PortSpec;
+use crate::uplink::Subnet;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Default)]
 struct FakeMachine {
     ports: Mutex<BTreeMap<LinkNumber, PortSpec>>,
-    routes: Mutex<BTreeSet<Subnet4>>,
+    routes: Mutex<BTreeSet<Subnet>>,
     /// A link that cannot be made.
     broken: Mutex<Option<LinkNumber>>,
 }
@@ -38,7 +38,7 @@ impl Machine for Arc<FakeMachine> {
     async fn configure(&self, _: &Config) -> Result<String, Failure> {
         Ok("netdev".into())
     }
-    async fn routes(&self, subnets: &BTreeSet<Subnet4>, _: Ipv4Addr) -> Result<(), Failure> {
+    async fn routes(&self, subnets: &BTreeSet<Subnet>) -> Result<(), Failure> {
         self.routes.lock().unwrap().clone_from(subnets);
         Ok(())
     }
@@ -172,6 +172,7 @@ fn configuration(test: u32) -> proto::ConfigureRequest {
         next_hop: next_hop.to_string(),
         resolver_address: format!("{resolver}/29"),
         forwarders: vec![],
+        ..Default::default()
     }
 }
 
@@ -281,7 +282,7 @@ async fn declared_objects_become_rows_and_come_back_as_observations() {
     let seen = watch(&mut client, |seen| addresses(seen, &[100, 101])).await;
     let got: BTreeSet<&str> = [100, 101].iter().map(|n| seen[&id(*n)].address_v4.as_str()).collect();
     assert_eq!(got, BTreeSet::from(["172.18.0.2/24", "172.18.0.3/24"]));
-    assert!(machine.routes.lock().unwrap().contains(&"172.18.0.0/24".parse().unwrap()));
+    assert!(machine.routes.lock().unwrap().contains(&("172.18.0.0".parse().unwrap(), 24)));
 
     // "MAC dynamic" stays; names, port security and the published port follow the address.
     let ip = seen[&id(100)].address_v4.trim_end_matches("/24").to_owned();
@@ -424,7 +425,11 @@ async fn exhaustion_ports_that_fail_and_bulk() {
     let addressed =
         |seen: &BTreeMap<String, proto::Observation>| seen.values().filter(|o| !o.address_v4.is_empty()).count();
     let seen = watch(&mut client, |seen| exhausted(seen) == 1 && addressed(seen) == 5).await;
-    assert!(seen.values().filter(|o| !o.address_v4.is_empty()).all(|o| o.address_v6.starts_with("fd00:18::")));
+    let mut sixes: Vec<_> = seen.values().map(|o| o.address_v6.as_str()).filter(|a| !a.is_empty()).collect();
+    sixes.sort_unstable();
+    sixes.dedup();
+    // Six numbers are drawn and five are used.
+    assert!(sixes.len() == 5 && sixes.iter().all(|a| ("fd00:18::2/64"..="fd00:18::7/64").contains(a)), "{sixes:?}");
     let owner = seen.values().find(|o| !o.address_v4.is_empty()).unwrap().key.clone().unwrap();
     let remove = vec![proto::ObjectKey { generation: 2, ..owner }];
     client.apply(proto::ApplyRequest { put: vec![], remove }).await.unwrap();

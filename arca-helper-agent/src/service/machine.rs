@@ -4,14 +4,13 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
-use std::net::Ipv4Addr;
 
 use arca_proto::helper::v1 as proto;
 use arca_proto::ports::LinkNumber;
 
-use crate::nb::address::Subnet4;
 use crate::nb::model::Config;
 use crate::ports::PortSpec;
+use crate::uplink::Subnet;
 
 /// Any failure; its text names the operation.
 pub(super) type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -25,8 +24,8 @@ pub(super) trait Machine: Send + Sync + 'static {
     /// Returns the datapath, "netdev" or "system".
     fn configure(&self, config: &Config) -> impl Future<Output = Result<String, Failure>> + Send;
 
-    /// Exactly these subnets are reached by the gateway router's address, so that the resolver's answers find their way.
-    fn routes(&self, subnets: &BTreeSet<Subnet4>, via: Ipv4Addr) -> impl Future<Output = Result<(), Failure>> + Send;
+    /// Exactly these subnets are reached by the gateway router's address of their family, so that the resolver's answers find their way.
+    fn routes(&self, subnets: &BTreeSet<Subnet>) -> impl Future<Output = Result<(), Failure>> + Send;
 
     /// TAP, listener and bridge port of each link exist afterwards; one result for each.
     fn ensure(&self, ports: Vec<PortSpec>) -> impl Future<Output = Vec<(LinkNumber, Result<(), Failure>)>> + Send;

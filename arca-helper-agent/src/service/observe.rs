@@ -19,8 +19,8 @@ pub(super) struct Observation {
     pub(super) generation: u64,
     /// Allocated or static address with the prefix length of its subnet.
     pub(super) v4: Option<(Ipv4Addr, u8)>,
-    /// Allocated or static address; the prefix length is 64.
-    pub(super) v6: Option<Ipv6Addr>,
+    /// The same for IPv6.
+    pub(super) v6: Option<(Ipv6Addr, u8)>,
     /// Its flows are installed.
     pub(super) up: bool,
     /// What is wrong.
@@ -64,10 +64,13 @@ pub(super) fn observe<R: Columns>(
         // Without its row even a static address is only a wish.
         if let (Some(row), Some(network)) = (rows.get(id), network) {
             let addresses = state.desired.addresses(&endpoint.object, &learned);
-            observation.v4 = addresses.v4.map(|a| (a, network.subnet.prefix()));
-            observation.v6 = addresses.v6;
+            observation.v4 = addresses.v4.zip(network.v4.as_ref()).map(|(a, v4)| (a, v4.subnet.prefix()));
+            observation.v6 = addresses.v6.zip(network.v6.as_ref()).map(|(a, v6)| (a, v6.subnet.prefix()));
             observation.up = row.up;
-            observation.refusal = row.exhausted.then(|| Refusal::Exhausted(network.subnet.to_string()));
+            let subnet4 = network.v4.as_ref().filter(|_| row.exhausted4).map(|v4| ("IPv4", v4.subnet.to_string()));
+            let subnet6 = network.v6.as_ref().filter(|_| row.exhausted6).map(|v6| ("IPv6", v6.subnet.to_string()));
+            let exhausted = subnet4.or(subnet6);
+            observation.refusal = exhausted.map(|(family, subnet)| Refusal::Exhausted { family, subnet });
         }
         if let Some(text) = failures.get(id) {
             observation.refusal = Some(Refusal::Internal(text.clone()));

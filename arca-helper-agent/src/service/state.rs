@@ -7,13 +7,13 @@ use std::net::IpAddr;
 
 use arca_proto::helper::v1 as proto;
 
-use crate::nb::address::Addresses;
 use crate::nb::diff::Scope;
 use crate::nb::model::{
-    Declared, Endpoint, EndpointId, Invalid, Network, NetworkId, PublishedPort, PublishedPortId,
+    Declared, Endpoint, EndpointId, Invalid, Network, Network6, NetworkId, PublishedPort, PublishedPortId,
 };
 use crate::nb::observed::{Columns, Observed};
-use crate::nb::rows::{Desired, ENGINE, Learned, Table};
+use crate::nb::rows::NUMBERS;
+use crate::nb::rows::{Allocated, Desired, ENGINE, Learned, Table};
 use crate::ovsdb::Value;
 
 /// Kind of an object, in the order in which they depend on each other.
@@ -56,8 +56,13 @@ pub(super) enum Refusal {
     #[error("network {0} is not declared: apply it first")]
     UnknownNetwork(String),
     /// OVN has no address left.
-    #[error("no available IPv4 addresses on this network's address pools: {0}")]
-    Exhausted(String),
+    #[error("no available {family} addresses on this network's address pools: {subnet}")]
+    Exhausted {
+        /// "IPv4" or "IPv6".
+        family: &'static str,
+        /// Where.
+        subnet: String,
+    },
     /// A database or the kernel refused.
     #[error("{0}")]
     Internal(String),
@@ -76,9 +81,9 @@ pub(super) type Refused = (u64, Refusal);
 #[derive(Debug, Default)]
 pub(super) struct Live {
     /// Endpoints with their network and addresses.
-    pub(super) endpoints: Vec<(EndpointId, String, Addresses)>,
-    /// `other_config` of each network's switch.
-    pub(super) addressing: BTreeMap<String, BTreeMap<String, String>>,
+    pub(super) endpoints: Vec<(EndpointId, String, Allocated)>,
+    /// `other_config` of each network's switch, and of the one that numbers its IPv6 addresses.
+    pub(super) addressing: BTreeMap<String, [BTreeMap<String, String>; 2]>,
     /// All these endpoints will stay, also those not accepted yet.
     all_stay: bool,
 }
@@ -86,11 +91,15 @@ pub(super) struct Live {
 impl Live {
     /// Reads the owned rows.
     pub(super) fn of<R: Columns>(observed: &Observed<R>) -> Self {
-        let endpoints = observed.endpoints().map(|(id, row)| (id, row.network.to_owned(), row.addresses));
+        let endpoints = observed.endpoints().map(|(id, row)| (id, row.network.to_owned(), row.allocated));
         let switches = observed.rows.iter().filter(|(k, _)| k.table == Table::LogicalSwitch && k.id != ENGINE);
-        let config = |value: &Value| value.pairs().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
-        let addressing = switches.filter_map(|(k, found)| Some((k.id.clone(), config(found.row.get("other_config")?))));
-        Self { endpoints: endpoints.collect(), addressing: addressing.collect(), all_stay: false }
+        let mut addressing: BTreeMap<String, [BTreeMap<String, String>; 2]> = BTreeMap::new();
+        for (key, found) in switches {
+            let config = found.row.get("other_config").into_iter().flat_map(Value::pairs);
+            let of_network = addressing.entry(key.id.clone()).or_default();
+            of_network[usize::from(key.kind == NUMBERS)] = config.map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+        }
+        Self { endpoints: endpoints.collect(), addressing, all_stay: false }
     }
 }
 
@@ -290,7 +299,8 @@ impl State {
 
     fn put_network(&mut self, sent: proto::Network, generation: u64, live: &Live) -> Result<(), Refusal> {
         let object = Network::try_from(sent)?;
-        if live.addressing.get(object.id.as_str()).is_some_and(|now| *now != object.addressing()) {
+        let wanted = [object.addressing(), object.v6.as_ref().map(Network6::addressing).unwrap_or_default()];
+        if live.addressing.get(object.id.as_str()).is_some_and(|now| *now != wanted) {
             return Err(invalid(format_args!(
                 "network {}: subnet, gateway and excluded addresses of a live network cannot change (OVN would renumber \
                  its endpoints): remove it first",
@@ -298,10 +308,11 @@ impl State {
             )));
         }
         let clash = self.desired.networks.values().map(|n| &n.object).find(|other| {
-            let overlaps =
-                other.subnet.contains(object.subnet.network()) || object.subnet.contains(other.subnet.network());
-            let same6 = object.v6.is_some() && object.v6.map(|v| v.subnet) == other.v6.map(|v| v.subnet);
-            other.id != object.id && (overlaps || same6 || other.id.short() == object.id.short())
+            let both4 = other.v4.as_ref().zip(object.v4.as_ref());
+            let overlaps4 = both4.is_some_and(|(a, b)| a.subnet.overlaps(b.subnet));
+            let both6 = other.v6.as_ref().zip(object.v6.as_ref());
+            let overlaps6 = both6.is_some_and(|(a, b)| a.subnet.overlaps(b.subnet));
+            other.id != object.id && (overlaps4 || overlaps6 || other.id.short() == object.id.short())
         });
         if let Some(other) = clash {
             return Err(invalid(format_args!(
@@ -319,15 +330,18 @@ impl State {
         let network = self.desired.networks.get(&object.network).map(|n| &n.object);
         let network = network.ok_or_else(|| Refusal::UnknownNetwork(object.network.short().to_owned()))?;
         if let Some(a) = object.static_v4 {
-            if !network.subnet.contains_host(a) {
-                return Err(invalid(format_args!("address {a} is not inside {}", network.subnet)));
+            let v4 = network.v4.as_ref();
+            let v4 = v4.ok_or_else(|| invalid(format_args!("address {a}: the network has no IPv4 subnet")))?;
+            if !v4.subnet.contains_host(a) {
+                return Err(invalid(format_args!("address {a} is not inside {}", v4.subnet)));
             }
-            if a == network.gateway {
+            if a == v4.gateway {
                 return Err(in_use(a, "the gateway", network));
             }
         }
         if let Some(a) = object.static_v6 {
-            let v6 = network.v6.ok_or_else(|| invalid(format_args!("address {a}: the network has no IPv6 subnet")))?;
+            let v6 = network.v6.as_ref();
+            let v6 = v6.ok_or_else(|| invalid(format_args!("address {a}: the network has no IPv6 subnet")))?;
             if !v6.subnet.contains(a) {
                 return Err(invalid(format_args!("address {a} is not inside {}", v6.subnet)));
             }
@@ -357,12 +371,12 @@ impl State {
     fn owner(&self, address: IpAddr, object: &Endpoint, live: &Live) -> Option<EndpointId> {
         let others =
             || live.endpoints.iter().filter(|(id, network, _)| *id != object.id && network == object.network.as_str());
-        let learned: Learned = others().map(|(id, _, addresses)| (id.clone(), *addresses)).collect();
+        let learned: Learned = others().map(|(id, _, allocated)| (id.clone(), *allocated)).collect();
         let declared = self.desired.endpoints.values().map(|e| &e.object);
         let declared = declared.filter(|e| e.id != object.id && e.network == object.network);
         let has = |e: &&Endpoint| {
-            e.static_v6.map(IpAddr::V6) == Some(address)
-                || self.desired.addresses(e, &learned).iter().any(|a| a == address)
+            let asked = [e.static_v4.map(IpAddr::V4), e.static_v6.map(IpAddr::V6)];
+            asked.contains(&Some(address)) || self.desired.addresses(e, &learned).iter().any(|a| a == address)
         };
         if let Some(owner) = declared.clone().find(has) {
             return Some(owner.id.clone());
@@ -373,7 +387,7 @@ impl State {
             stays && !self.desired.endpoints.contains_key(id)
         };
         let mut unknown = others().filter(|(id, ..)| unknown(id));
-        unknown.find(|(_, _, a)| a.iter().any(|a| a == address)).map(|(id, ..)| id.clone())
+        unknown.find(|(_, _, a)| a.addresses.iter().any(|a| a == address)).map(|(id, ..)| id.clone())
     }
 
     fn put_port(&mut self, sent: proto::PublishedPort, generation: u64) -> Result<(), Refusal> {

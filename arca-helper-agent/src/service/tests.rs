@@ -9,11 +9,10 @@ use proptest::prelude::*;
 use super::convert;
 use super::observe::{Observations, news, observe};
 use super::state::{Key, Kind, Live, Put, Refusal, State};
-use crate::nb::address::Addresses;
 use crate::nb::diff::Scope;
 use crate::nb::model::EndpointId;
 use crate::nb::observed::Observed;
-use crate::nb::tests::{endpoint, id, network};
+use crate::nb::tests::{allocated, endpoint, id, network};
 use crate::ovsdb;
 
 fn put(generation: u64, kind: object::Kind) -> Put {
@@ -43,8 +42,7 @@ fn with_ip(n: u8, ip: &str) -> proto::Endpoint {
 }
 
 fn live(rows: &[(u8, &str)]) -> Live {
-    let endpoint =
-        |(n, ip): &(u8, &str)| (EndpointId::new(&id(*n)).unwrap(), id(18), Addresses::parse(&format!("m {ip}")));
+    let endpoint = |(n, ip): &(u8, &str)| (EndpointId::new(&id(*n)).unwrap(), id(18), allocated(&format!("m {ip}")));
     let mut live = Live::default();
     live.endpoints.extend(rows.iter().map(endpoint));
     live
@@ -134,7 +132,7 @@ fn addressing_of_a_live_network_and_overlaps_are_refused() {
     let mut state = State::default();
     let accepted: crate::nb::model::Network = network(18).try_into().unwrap();
     let mut live = Live::default();
-    live.addressing.insert(id(18), accepted.addressing());
+    live.addressing.insert(id(18), [accepted.addressing(), BTreeMap::new()]);
     state.apply(vec![net(1, proto::Network { exclude_v4: vec![], ..network(18) })], vec![], &live);
     assert!(matches!(refusal(&state, Kind::Network, 18), Some(Refusal::Invalid(_))));
     state.apply(vec![net(1, network(18))], vec![], &live);

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -42,8 +42,8 @@ fn within<T: Send>(namespace: Option<&File>, what: impl FnOnce() -> T + Send) ->
 }
 
 impl Container {
-    /// Joins link `link` with an eth0 that has this MAC, address and gateway.
-    pub async fn start(link: u32, mac: [u8; 6], address: &str, gateway: Ipv4Addr) -> Self {
+    /// Joins link `link` with an eth0 that has this MAC.
+    pub async fn start(link: u32, mac: [u8; 6]) -> Self {
         let holder = Command::new("unshare").args(["--net", "sleep", "200"]).stdin(Stdio::null()).spawn().unwrap();
         let path = format!("/proc/{}/ns/net", holder.id());
         let own = std::fs::read_link("/proc/self/ns/net").unwrap();
@@ -68,17 +68,21 @@ impl Container {
             // Ends with the machine.
             let _ = tokio::io::copy_bidirectional(&mut helper, &mut container).await;
         });
-        let ip = address.split('/').next().unwrap().parse().unwrap();
-        let container = Self { holder, namespace, _pump: pump, ip, ip6: None };
-        container.ip_command(&format!("address add {address} dev eth0"));
+        let container = Self { holder, namespace, _pump: pump, ip: Ipv4Addr::UNSPECIFIED, ip6: None };
         container.ip_command("link set eth0 up");
         container.ip_command("link set lo up");
-        container.ip_command(&format!("route add default via {gateway}"));
         container
     }
 
+    /// Gives it an IPv4 address and default route.
+    pub fn add_v4(&mut self, address: &str, gateway: Ipv4Addr) {
+        self.ip_command(&format!("address add {address} dev eth0"));
+        self.ip_command(&format!("route add default via {gateway}"));
+        self.ip = address.split('/').next().unwrap().parse().unwrap();
+    }
+
     /// Gives it an IPv6 address and default route.
-    pub fn add_v6(&mut self, address: &str, gateway: &str) {
+    pub fn add_v6(&mut self, address: &str, gateway: Ipv6Addr) {
         self.ip_command(&format!("address add {address} dev eth0 nodad"));
         self.ip_command(&format!("route add default via {gateway}"));
         self.ip6 = address.split('/').next().unwrap().parse().ok();
@@ -158,7 +162,8 @@ pub fn query(name: &str, kind: RecordType, edns: bool) -> Message {
 }
 
 /// Asks a name server by UDP, or by TCP.
-pub fn ask(from: &Container, server: Ipv4Addr, by_tcp: bool, message: &Message) -> Option<Message> {
+pub fn ask(from: &Container, server: impl Into<IpAddr>, by_tcp: bool, message: &Message) -> Option<Message> {
+    let server = server.into();
     let packet = message.to_vec().unwrap();
     let reply = Container::within(Some(from), || {
         let mut buffer = vec![0; 4096];
@@ -173,7 +178,8 @@ pub fn ask(from: &Container, server: Ipv4Addr, by_tcp: bool, message: &Message) 
             stream.read_exact(&mut buffer).ok()?;
             return Some(buffer);
         }
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+        let any = if server.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
+        let socket = UdpSocket::bind((any, 0)).ok()?;
         socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         socket.send_to(&packet, (server, 53)).ok()?;
         let (length, from) = socket.recv_from(&mut buffer).ok()?;

@@ -114,11 +114,15 @@ fn check(observation: &helper::Observation, network: &Network) -> Result<()> {
     }
     Err(match observation.error_kind() {
         ErrorKind::AddressInUse => Error::Forbidden(ADDRESS_TAKEN.into()),
-        ErrorKind::PoolExhausted => Error::Exhausted(format!(
-            "no available IPv4 addresses on this network's address pools: {} ({})",
-            network.name(),
-            network.id
-        )),
+        ErrorKind::PoolExhausted => {
+            // The agent names the family, and the network by its subnet.
+            let family = if observation.error.contains("IPv6") { "IPv6" } else { "IPv4" };
+            Error::Exhausted(format!(
+                "no available {family} addresses on this network's address pools: {} ({})",
+                network.name(),
+                network.id
+            ))
+        }
         ErrorKind::Invalid => Error::Invalid(observation.error.clone()),
         ErrorKind::UnknownNetwork | ErrorKind::Internal | ErrorKind::Unspecified => {
             Error::Failed(observation.error.clone())

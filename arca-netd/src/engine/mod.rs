@@ -15,13 +15,13 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use tokio::sync::broadcast;
 
 use crate::{
     backend::Backends,
     error::{Error, Result},
-    helper::Helper,
+    helper::{Helper, uplink::UplinkV6},
     hostnet,
     model::{Kind, MachineId, Network, NetworkId, Phase, Spec, WorkloadId},
     peers::{agent::Agent, relay::Relay},
@@ -130,26 +130,22 @@ impl Engine {
             workloads: Locks::default(),
             machines: Locks::default(),
         });
-        let context = engine.context(Vec::new())?;
+        let context = engine.context(Vec::new(), Vec::new())?;
         engine.store.update(move |draft| predefined::ensure(draft, &context)).await?;
         Ok(engine)
     }
 
-    fn context(&self, host: Vec<Ipv4Net>) -> Result<Context> {
-        let draw = || NetworkId::random().map_err(Error::io("draw a network id"));
-        // Hexadecimal digits carry four bits each: two of them make one byte.
-        let digits = draw()?;
-        let mut random = [0; 7];
-        for (byte, pair) in random.iter_mut().zip(digits.as_str().as_bytes().chunks(2)) {
-            *byte = std::str::from_utf8(pair).ok().and_then(|pair| u8::from_str_radix(pair, 16).ok()).unwrap_or(0);
-        }
+    fn context(&self, host: Vec<Ipv4Net>, host_v6: Vec<Ipv6Net>) -> Result<Context> {
+        let uplink = self.helper.uplink();
         Ok(Context {
-            id: draw()?,
+            id: NetworkId::random().map_err(Error::io("draw a network id"))?,
             now_ns: now_ns(),
-            random,
+            unique_local: self.helper.unique_local(),
             pools: self.settings.pools.clone(),
             host,
-            uplink: self.helper.uplink().net(),
+            host_v6,
+            uplink: uplink.net(),
+            uplink_v6: uplink.v6().map(UplinkV6::net),
             default_kind: self.settings.default_kind,
         })
     }
@@ -203,7 +199,7 @@ impl Engine {
     pub async fn create_network(self: &Arc<Self>, spec: Spec) -> Result<NetworkId> {
         let engine = Arc::clone(self);
         detached(async move {
-            let context = engine.context(hostnet::taken(None))?;
+            let context = engine.context(hostnet::taken(None), hostnet::taken_v6(None))?;
             let network = engine
                 .store
                 .update(move |draft| {
@@ -277,10 +273,14 @@ impl Engine {
     /// # Errors
     /// If the database fails; what a backend does not take is logged and done at the next start.
     pub async fn follow_config(&self) -> Result<()> {
-        let context = self.context(hostnet::taken(None))?;
+        let context = self.context(hostnet::taken(None), Vec::new())?;
         let moved = self.store.update(move |draft| predefined::follow(draft, &context)).await?;
         let Some((before, after)) = moved else { return Ok(()) };
-        tracing::info!(from = before.backend(), to = after.backend(), "the default bridge network follows the configuration");
+        tracing::info!(
+            from = before.backend(),
+            to = after.backend(),
+            "the default bridge network follows the configuration"
+        );
         self.withdraw(&before).await?;
         if let Some(backend) = self.backends.of(after.kind)
             && let Err(error) = backend.put_network(&after).await

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Which endpoint carries a machine's default route and what 127.0.0.11 leads to. Moves on attach and detach.
 
-use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use arca_proto::tap::v1::ConfigureRequest;
 
@@ -37,18 +37,28 @@ fn settings(state: &State, machine: &MachineId) -> Option<ConfigureRequest> {
         active.filter(move |endpoint| here(endpoint) && linked(endpoint))
     };
     of_machine().next()?;
-    let default = names::default_route(state, of_machine());
-    let gateway = |endpoint: &Endpoint| {
-        let network = state.networks.get(&endpoint.network)?;
-        let gateway = network.v4.as_ref().filter(|_| network.dns)?.gateway;
-        Some((network.name().to_owned(), gateway))
-    };
+    let by_v4 = names::default_route_of(state, of_machine(), |network| network.route_v4().is_some());
+    let by_v6 = names::default_route_of(state, of_machine(), |network| network.route_v6().is_some());
+    let link = |endpoint: Option<&Arc<Endpoint>>| endpoint.and_then(|e| e.link()).map_or(0, |link| link.get());
     // The helper's resolver knows all networks of a machine, so any user network's gateway will do; the one that
     // carries the default route spares a change when others come and go.
-    let resolver = default.and_then(|endpoint| gateway(endpoint));
-    let resolver = resolver.or_else(|| of_machine().filter_map(|endpoint| gateway(endpoint)).min());
+    let of_network = |endpoint: &Endpoint| state.networks.get(&endpoint.network).filter(|network| network.dns);
+    let v4 = |endpoint: &Endpoint| {
+        let network = of_network(endpoint)?;
+        Some((network.name().to_owned(), network.v4.as_ref()?.gateway.to_string()))
+    };
+    let v6 = |endpoint: &Endpoint| {
+        let network = of_network(endpoint)?;
+        Some((network.name().to_owned(), network.v6.as_ref()?.gateway.to_string()))
+    };
+    let resolver_v4 = by_v4.and_then(|e| v4(e)).or_else(|| of_machine().filter_map(|e| v4(e)).min());
+    let resolver_v6 = by_v6.and_then(|e| v6(e)).or_else(|| of_machine().filter_map(|e| v6(e)).min());
+    let address = |resolver: Option<(String, String)>| resolver.map(|(_, gateway)| gateway).unwrap_or_default();
     Some(ConfigureRequest {
-        default_route_link: default.and_then(|endpoint| endpoint.link()).map_or(0, |link| link.get()),
-        resolver_v4: resolver.map(|(_, gateway): (String, Ipv4Addr)| gateway.to_string()).unwrap_or_default(),
+        default_route_link: link(by_v4),
+        default_route_link_v6: Some(link(by_v6)),
+        // One way to the resolver is enough.
+        resolver_v6: if resolver_v4.is_none() { address(resolver_v6) } else { String::new() },
+        resolver_v4: address(resolver_v4),
     })
 }

@@ -1,12 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the engine changes in its own network namespace for a namespace helper: a veth to the helper's uplink,
-//! forwarding, and an nftables table. Making it twice changes nothing; [`disconnect`] takes it back.
+//! forwarding, and an nftables table, in each family. Making it twice changes nothing; [`disconnect`] takes it back.
 //!
-//! Several engines may share the namespace. Each has interface and table by its own [`Names`]. The route to an uplink
-//! network is what claims it: the kernel gives it to one of two who ask at the same moment. Forwarding belongs to all: who
-//! switched it on marks its table, and who stops while another engine's table is there hands the mark over.
+//! Several engines may share the namespace. Each has interface and tables by its own [`Names`]. The route to an uplink
+//! network is what claims it: the kernel gives it to one of two who ask at the same moment. Forwarding belongs to all: see
+//! [`forwarding`].
 
-use std::{fs::File, io, net::IpAddr, net::Ipv4Addr, os::fd::AsRawFd as _, path::Path, process::Stdio};
+#[path = "forwarding_linux.rs"]
+mod forwarding;
+
+use std::{
+    fs::File,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::AsRawFd as _,
+    path::Path,
+    process::Stdio,
+};
 
 use futures_util::TryStreamExt as _;
 use rtnetlink::{
@@ -21,16 +31,13 @@ use tokio::{io::AsyncWriteExt as _, process::Command};
 
 use super::{
     Uplink,
-    uplink::{HELPER_INTERFACE, Names},
+    uplink::{HELPER_INTERFACE, Names, UplinkV6},
 };
 use crate::{
     error::{Error, Result},
     hostnet,
 };
-
-const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
-/// A chain without a hook that says that forwarding was off before: it lives exactly as long as what it describes.
-const WAS_OFF: &str = "forwarding-was-off";
+use forwarding::Family;
 
 /// Connects the host with the helper in `netns`. An uplink that is there is kept if the helper was `adopted`; otherwise
 /// it leads to one that died, whose namespace the kernel may only be about to take away. `false`: another has this uplink
@@ -43,8 +50,27 @@ pub async fn connect(names: &Names, uplink: Uplink, netns: &Path, adopted: bool)
     if !host.veth(uplink, netns, adopted).await? {
         return Ok(false);
     }
-    nft(&rules(names, uplink)).await?;
-    forward(names).await.map(|()| true)
+    nft(&rules(names, "ip", &uplink.net())).await?;
+    forward(names).await?;
+    match uplink.v6() {
+        Some(v6) => {
+            nft(&rules(names, "ip6", &v6.net())).await?;
+            forwarding::switch_on(Family::V6, &names.table).await?;
+        }
+        // One of an earlier life, before the host lost its IPv6.
+        None => forwarding::drop_table(Family::V6, &names.table).await?,
+    }
+    Ok(true)
+}
+
+/// Switches IPv4 forwarding on, if it is off; `names.table` then says so. That table must be there.
+pub(crate) async fn forward(names: &Names) -> Result<()> {
+    forwarding::switch_on(Family::V4, &names.table).await
+}
+
+/// Removes the IPv4 table and, if it has the mark, switches forwarding off or hands the mark over.
+pub(crate) async fn drop_table(names: &Names) -> Result<()> {
+    forwarding::drop_table(Family::V4, &names.table).await
 }
 
 /// Undoes [`connect`], as far as there is something to undo.
@@ -56,7 +82,8 @@ pub async fn disconnect(names: &Names) -> Result<()> {
         Ok(host) => host.remove(&names.interface).await,
         Err(error) => Err(error),
     };
-    drop_table(names).await.and(link)
+    let v6 = forwarding::drop_table(Family::V6, &names.table).await;
+    drop_table(names).await.and(v6).and(link)
 }
 
 /// The host's side, over a netlink socket of its own.
@@ -148,6 +175,7 @@ impl<'a> Host<'a> {
     /// Brings the interface up with its address, and claims the network by a route. `false`: it is another's.
     async fn claim(&self, link: &LinkMessage, uplink: Uplink) -> Result<bool> {
         let (index, net) = (link.header.index, uplink.net());
+        self.prepare_v6(uplink)?;
         if !link.header.flags.contains(LinkFlags::Up) {
             let up = LinkUnspec::new_with_index(index).up().build();
             self.handle.link().set(up).execute().await.map_err(self.refused("bring the uplink up"))?;
@@ -170,74 +198,63 @@ impl<'a> Host<'a> {
         address.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Noprefixroute));
         let given = address.execute().await;
         unless(nix::libc::EEXIST, (), given).map_err(self.refused("give the uplink its address"))?;
+        match uplink.v6() {
+            Some(v6) => self.claim_v6(index, v6).await,
+            None => Ok(true),
+        }
+    }
+
+    /// Addresses are usable at once and nobody advertises routes here; without an IPv6 side the interface has none.
+    fn prepare_v6(&self, uplink: Uplink) -> Result<()> {
+        let settings: &[(&str, &str)] = match uplink.v6() {
+            Some(_) => &[("accept_dad", "0"), ("accept_ra", "0"), ("disable_ipv6", "0")],
+            None if hostnet::has_ipv6() => &[("disable_ipv6", "1")],
+            None => &[],
+        };
+        for (setting, value) in settings {
+            let path = format!("/proc/sys/net/ipv6/conf/{}/{setting}", self.names.interface);
+            std::fs::write(path, value).map_err(Error::io("prepare the uplink for IPv6"))?;
+        }
+        Ok(())
+    }
+
+    async fn claim_v6(&self, index: u32, v6: UplinkV6) -> Result<bool> {
+        let net = v6.net();
+        if !hostnet::routes_over_v6(&self.names.interface).contains(&net) {
+            let route = RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(net.network(), net.prefix_len())
+                .output_interface(index)
+                .protocol(RouteProtocol::Kernel)
+                .build();
+            let claimed = self.handle.route().add(route).execute().await.map(|()| true);
+            if !unless(nix::libc::EEXIST, false, claimed).map_err(self.refused("claim the uplink's IPv6 network"))? {
+                return Ok(false);
+            }
+        }
+        let mut address = self.handle.address().add(index, IpAddr::V6(v6.host()), net.prefix_len());
+        let flags = AddressFlags::Noprefixroute | AddressFlags::Nodad;
+        address.message_mut().attributes.push(AddressAttribute::Flags(flags));
+        let given = address.execute().await;
+        unless(nix::libc::EEXIST, (), given).map_err(self.refused("give the uplink its IPv6 address"))?;
         Ok(true)
     }
 }
 
 /// Flushing and filling the chains in one transaction. Nobody comes in from elsewhere but by a published port: a host
 /// that knows the way to the router's uplink address would otherwise find there also what is published on 127.0.0.1.
-fn rules(names: &Names, uplink: Uplink) -> String {
-    let (net, Names { interface, table }) = (uplink.net(), names);
+fn rules(names: &Names, family: &str, net: &dyn std::fmt::Display) -> String {
+    let Names { interface, table } = names;
     format!(
-        "add table ip {table}\n\
-         add chain ip {table} uplink {{ type nat hook postrouting priority srcnat; }}\n\
-         flush chain ip {table} uplink\n\
-         add rule ip {table} uplink ip saddr {net} oifname != \"{interface}\" masquerade\n\
-         add chain ip {table} guard {{ type filter hook forward priority filter; }}\n\
-         flush chain ip {table} guard\n\
-         add rule ip {table} guard oifname \"{interface}\" ct state {{ new, invalid, untracked }} \
+        "add table {family} {table}\n\
+         add chain {family} {table} uplink {{ type nat hook postrouting priority srcnat; }}\n\
+         flush chain {family} {table} uplink\n\
+         add rule {family} {table} uplink {family} saddr {net} oifname != \"{interface}\" masquerade\n\
+         add chain {family} {table} guard {{ type filter hook forward priority filter; }}\n\
+         flush chain {family} {table} guard\n\
+         add rule {family} {table} guard oifname \"{interface}\" ct state {{ new, invalid, untracked }} \
          ct status & dnat == 0 drop\n\
-         add rule ip {table} guard iifname != \"{interface}\" ip saddr {net} drop\n"
+         add rule {family} {table} guard iifname != \"{interface}\" {family} saddr {net} drop\n"
     )
-}
-
-/// Switches forwarding on, if it is off; `names.table` then says so. That table must be there.
-pub(crate) async fn forward(names: &Names) -> Result<()> {
-    let now = tokio::fs::read_to_string(FORWARDING).await.map_err(Error::io("read IPv4 forwarding"))?;
-    if now.trim() == "1" {
-        return Ok(());
-    }
-    nft(&format!("add chain ip {} {WAS_OFF}\n", names.table)).await?;
-    tokio::fs::write(FORWARDING, "1").await.map_err(Error::io("switch IPv4 forwarding on"))
-}
-
-/// Removes the table and, if it has the mark, switches forwarding off or hands the mark over.
-pub(crate) async fn drop_table(names: &Names) -> Result<()> {
-    // `add` first: deleting a table that is not there is an error.
-    let own = format!("add table ip {0}\ndelete table ip {0}\n", names.table);
-    if nft(&format!("list chain ip {} {WAS_OFF}\n", names.table)).await.is_err() {
-        return nft(&own).await.map(drop);
-    }
-    let mut refused = None;
-    // Another engine's table may go while the mark is on its way; then the transaction fails as a whole.
-    for _ in 0..4 {
-        let Some(heir) = other_tables(names).await?.into_iter().next() else {
-            nft(&own).await?;
-            tokio::fs::write(FORWARDING, "0").await.map_err(Error::io("switch IPv4 forwarding off again"))?;
-            // One that began just before this needs forwarding, and found it on.
-            return match other_tables(names).await?.first() {
-                Some(heir) => {
-                    nft(&format!("add chain ip {heir} {WAS_OFF}\n")).await?;
-                    tokio::fs::write(FORWARDING, "1").await.map_err(Error::io("switch IPv4 forwarding on"))
-                }
-                None => Ok(()),
-            };
-        };
-        match nft(&format!("add chain ip {heir} {WAS_OFF}\n{own}")).await {
-            Ok(_) => return Ok(()),
-            Err(error) => refused = Some(error),
-        }
-    }
-    Err(refused.unwrap_or_else(|| Error::Failed("hand IPv4 forwarding over to another engine".into())))
-}
-
-/// Tables of other engines: `arca_` and a tag.
-async fn other_tables(names: &Names) -> Result<Vec<String>> {
-    let is_tag = |tag: &str| tag.len() == 8 && tag.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let listed = nft("list tables ip\n").await?;
-    let tables = listed.lines().filter_map(|line| line.trim().strip_prefix("table ip "));
-    let engines = tables.filter(|table| table.strip_prefix("arca_").is_some_and(is_tag) && *table != names.table);
-    Ok(engines.map(str::to_owned).collect())
 }
 
 /// Runs a script in one transaction; gives what it listed.

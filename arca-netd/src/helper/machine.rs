@@ -10,10 +10,13 @@ use std::{
 use arca_daemon::config::Config;
 use arca_machine::{Adoption, HelperSpec, Kind, Machine, Machines};
 use async_trait::async_trait;
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use tokio::sync::Mutex;
 
-use super::{Boot, Booted, Uplink, host, uplink::Names};
+use super::{
+    Boot, Booted, Uplink, host,
+    uplink::{Names, Ranges},
+};
 use crate::{
     error::{Error, Result},
     store::Store,
@@ -33,7 +36,7 @@ pub struct HelperMachine {
     spec: HelperSpec,
     store: Store,
     /// Where uplink networks come from.
-    range: Ipv4Net,
+    ranges: Ranges,
     names: Names,
     uplink: Cell<Uplink>,
     running: Mutex<Option<Machine>>,
@@ -45,10 +48,14 @@ impl HelperMachine {
     /// # Errors
     /// If this platform cannot make machines, or the uplink range has no room.
     pub async fn new(config: &Config, system_id: &str, store: Store) -> Result<Self> {
-        let range = Ipv4Net::new(config.uplink_range.network, config.uplink_range.length)
-            .map_err(|error| Error::Invalid(format!("uplinkRange: {error}")))?;
+        let ranges = Ranges {
+            v4: Ipv4Net::new(config.uplink_range.network, config.uplink_range.length)
+                .map_err(|error| Error::Invalid(format!("uplinkRange: {error}")))?,
+            v6: Ipv6Net::new(config.uplink_range6.network, config.uplink_range6.length)
+                .map_err(|error| Error::Invalid(format!("uplinkRange6: {error}")))?,
+        };
         let names = Names::of(&config.paths.tag());
-        let uplink = Cell::new(Uplink::load(&store, range, &names).await?);
+        let uplink = Cell::new(Uplink::load(&store, ranges, &names).await?);
         let machines = Machines::new(Kind::Namespace).map_err(failed)?;
         let data = config.paths.helper_data();
         let spec = HelperSpec {
@@ -62,7 +69,7 @@ impl HelperMachine {
             log_level: config.log_level.clone(),
             ready_timeout: READY,
         };
-        Ok(Self { machines, spec, store, range, names, uplink, running: Mutex::new(None) })
+        Ok(Self { machines, spec, store, ranges, names, uplink, running: Mutex::new(None) })
     }
 
     /// Takes hold of a machine that runs, without launching one; for ending it.
@@ -103,11 +110,11 @@ impl HelperMachine {
             if host::connect(&self.names, self.uplink(), &netns, adopted).await? {
                 return Ok(());
             }
-            let next = Uplink::load(&self.store, self.range, &self.names).await?;
+            let next = Uplink::load(&self.store, self.ranges, &self.names).await?;
             tracing::warn!(taken = %self.uplink().net(), next = %next.net(), "the uplink network is another engine's now");
             *self.uplink.lock().unwrap_or_else(PoisonError::into_inner) = next;
         }
-        Err(Error::Failed(format!("no uplink network of {} could be claimed {CHOICES} times in a row", self.range)))
+        Err(Error::Failed(format!("no uplink network of {} could be claimed {CHOICES} times in a row", self.ranges.v4)))
     }
 
     fn netns(machine: &Machine) -> Result<PathBuf> {

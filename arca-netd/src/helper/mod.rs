@@ -30,6 +30,7 @@ use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
 use crate::{
     error::{Error, Result},
     peers::backoff::Backoff,
+    pools,
 };
 pub use uplink::Uplink;
 
@@ -124,6 +125,17 @@ impl Helper {
         self.boot.uplink()
     }
 
+    /// Unique local /48 of this engine (RFC 4193), for IPv6 subnets nobody named: of its chassis id, so always the same.
+    #[must_use]
+    pub fn unique_local(&self) -> ipnet::Ipv6Net {
+        let mut global = [0; 5];
+        for (at, byte) in self.system_id.bytes().enumerate() {
+            let to = &mut global[at % 5];
+            *to = u8::rotate_left(*to, 3) ^ byte;
+        }
+        pools::unique_local(global)
+    }
+
     /// See [`Boot::is_on_this_kernel`].
     #[must_use]
     pub fn is_on_this_kernel(&self) -> bool {
@@ -210,6 +222,7 @@ impl Helper {
 
     fn up(&self, booted: Booted, since: Instant) -> HelperUp {
         let uplink = self.uplink();
+        let v6 = uplink.v6();
         let configure = ConfigureRequest {
             system_id: self.system_id.clone(),
             uplink_interface: uplink::HELPER_INTERFACE.into(),
@@ -217,6 +230,9 @@ impl Helper {
             next_hop: uplink.host().to_string(),
             resolver_address: uplink.with_length(uplink.resolver()),
             forwarders: self.forwarders.clone(),
+            router_address_v6: v6.map(|v6| v6.with_length(v6.router())).unwrap_or_default(),
+            next_hop_v6: v6.map(|v6| v6.host().to_string()).unwrap_or_default(),
+            resolver_address_v6: v6.map(|v6| v6.with_length(v6.resolver())).unwrap_or_default(),
         };
         HelperUp { address: booted.address, configure, since, adopted: booted.adopted }
     }

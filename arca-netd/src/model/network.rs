@@ -101,15 +101,30 @@ impl PoolV4 {
     }
 }
 
-/// IPv6 addressing of a network. OVN derives addresses by EUI-64, so the prefix is a /64.
+/// IPv6 addressing of a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolV6 {
     /// Subnet, without host bits.
     pub subnet: Ipv6Net,
     /// The router's address.
     pub gateway: Ipv6Addr,
+    /// Part of the subnet that OVN allocates from; none: all of it.
+    #[serde(default)]
+    pub range: Option<Ipv6Net>,
+    /// Addresses that OVN must not allocate, the gateway apart.
+    #[serde(default)]
+    pub exclude: Vec<Ipv6Addr>,
     /// Whether the client named the subnet: only then may `--ip6` be used.
     pub user_defined: bool,
+}
+
+impl PoolV6 {
+    /// Whether `address` can be a container's: inside, not the subnet's first one, and not set apart.
+    #[must_use]
+    pub fn is_host(&self, address: Ipv6Addr) -> bool {
+        let own = address == self.subnet.network() || address == self.gateway;
+        self.subnet.contains(&address) && !own && !self.exclude.contains(&address)
+    }
 }
 
 /// A network as stored.

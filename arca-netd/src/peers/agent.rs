@@ -12,7 +12,7 @@ use arca_proto::{
     helper::v1::{self as proto, helper_client::HelperClient},
     ports,
 };
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use tokio::{
     sync::{Notify, RwLock, watch},
     time::{Instant, timeout},
@@ -186,10 +186,12 @@ impl Agent {
     async fn repair(&self) -> Result<()> {
         let observed = self.observed.borrow().clone();
         let differs = move |endpoint: &Endpoint| {
-            let seen = observed.get(endpoint.id.as_str()).and_then(|seen| seen.address_v4.parse::<Ipv4Net>().ok());
-            endpoint.phase == Phase::Active
-                && !endpoint.pinned
-                && endpoint.address_v4.zip(seen).is_some_and(|(ours, theirs)| ours != theirs)
+            let seen = observed.get(endpoint.id.as_str());
+            let v4 = seen.and_then(|seen| seen.address_v4.parse::<Ipv4Net>().ok());
+            let v6 = seen.and_then(|seen| seen.address_v6.parse::<Ipv6Net>().ok());
+            let other = endpoint.address_v4.zip(v4).is_some_and(|(ours, theirs)| ours != theirs)
+                || endpoint.address_v6.zip(v6).is_some_and(|(ours, theirs)| ours != theirs);
+            endpoint.phase == Phase::Active && !endpoint.pinned && other
         };
         if !self.store.state().endpoints.values().any(|endpoint| differs(endpoint)) {
             return Ok(());

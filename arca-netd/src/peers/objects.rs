@@ -32,6 +32,8 @@ pub fn network(network: &Network) -> proto::Object {
             .unwrap_or_default(),
         subnet_v6: v6.map(|pool| pool.subnet.to_string()).unwrap_or_default(),
         gateway_v6: v6.map(|pool| pool.gateway.to_string()).unwrap_or_default(),
+        range_v6: v6.and_then(|pool| pool.range).map(|range| range.to_string()).unwrap_or_default(),
+        exclude_v6: v6.map(|pool| pool.exclude.iter().map(ToString::to_string).collect()).unwrap_or_default(),
         internal: network.spec.internal,
         isolated: options::is_isolated(&network.spec.options),
         inter_container: network.inter_container,

@@ -7,6 +7,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     path::Path,
     pin::Pin,
     sync::{
@@ -310,15 +311,24 @@ impl Relay {
     /// # Errors
     /// [`BindError`].
     pub async fn publish(&self, id: &PublicationId, bound: &Bound) -> Result<(), BindError> {
+        let uplink = self.helper.uplink();
+        let vip: IpAddr = match (bound.by_v6, uplink.v6()) {
+            (true, Some(v6)) => v6.router().into(),
+            (true, None) => {
+                let why = format!("publish port {}: the helper's uplink has no IPv6", bound.host_port);
+                return Err(BindError::Other(Error::Failed(why)));
+            }
+            (false, _) => uplink.router().into(),
+        };
         let request = proto::PublishRequest {
             id: id.to_string(),
             protocol: objects::protocol(bound.protocol).into(),
             host_ip: bound.host_ip.to_string(),
             host_port: bound.host_port.into(),
-            vip: self.helper.uplink().router().to_string(),
+            vip: vip.to_string(),
             vip_port: bound.vip_port.into(),
-            // Only IPv4 can be redirected: the router has no other uplink address.
-            kernel_redirect: bound.host_ip.is_ipv4() && self.helper.is_on_this_kernel(),
+            // Redirected packets stay in their family.
+            kernel_redirect: bound.host_ip.is_ipv4() == vip.is_ipv4() && self.helper.is_on_this_kernel(),
         };
         match self.client().publish(request).await {
             Ok(_) => Ok(()),
@@ -371,5 +381,6 @@ fn bound(publication: &proto::Publication) -> Option<Bound> {
         host_ip: request.host_ip.parse().ok()?,
         host_port: u16::try_from(publication.host_port).ok()?,
         vip_port: u16::try_from(request.vip_port).ok()?,
+        by_v6: request.vip.parse::<IpAddr>().ok()?.is_ipv6(),
     })
 }

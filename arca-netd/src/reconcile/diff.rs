@@ -36,13 +36,17 @@ pub struct Bound {
     pub host_port: u16,
     /// Port at the router's uplink address.
     pub vip_port: u16,
+    /// It is the router's IPv6 address.
+    pub by_v6: bool,
 }
 
 impl Bound {
-    /// Of a stored publication.
+    /// Of a stored publication. Clients that come by IPv6 go on by IPv6, if the endpoint has it.
     #[must_use]
-    pub fn of(publication: &Publication, listener: &Listener) -> Self {
+    pub fn of(publication: &Publication, listener: &Listener, state: &State) -> Self {
+        let endpoint = publication.endpoint.as_ref().and_then(|id| state.endpoints.get(id));
         Self {
+            by_v6: listener.host_ip.is_ipv6() && endpoint.is_some_and(|endpoint| endpoint.address_v6.is_some()),
             protocol: publication.protocol,
             host_ip: listener.host_ip,
             host_port: listener.host_port,
@@ -84,7 +88,7 @@ impl Desired {
         for publication in state.publications.values() {
             for listener in &publication.listeners {
                 if publication.active {
-                    desired.listeners.insert(listener.id.clone(), Bound::of(publication, listener));
+                    desired.listeners.insert(listener.id.clone(), Bound::of(publication, listener, state));
                 } else {
                     desired.pending_listeners.insert(listener.id.clone());
                 }

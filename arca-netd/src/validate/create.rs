@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::{
     ipam::{self, OVERLAP, Pools},
@@ -12,7 +12,7 @@ use super::{
 use crate::{
     backend::vmnet,
     error::{Error, Result},
-    model::{Kind, Network, NetworkId, PoolV6, ShownPool, Spec},
+    model::{Kind, Network, NetworkId, ShownPool, Spec},
     pools::{self, AddressPool},
     store::State,
 };
@@ -24,14 +24,18 @@ pub struct Context {
     pub id: NetworkId,
     /// Nanoseconds since the Unix epoch.
     pub now_ns: i64,
-    /// Bits for a unique local prefix.
-    pub random: [u8; 7],
+    /// Unique local /48 of this engine, for IPv6 subnets nobody named.
+    pub unique_local: Ipv6Net,
     /// Where subnets nobody named come from.
     pub pools: Vec<AddressPool>,
     /// Routes and nameservers of the host.
     pub host: Vec<Ipv4Net>,
-    /// The helper's uplink range: no network may have it.
+    /// IPv6 routes of the host.
+    pub host_v6: Vec<Ipv6Net>,
+    /// The helper's uplink network: no network may have it.
     pub uplink: Ipv4Net,
+    /// Its IPv6 side.
+    pub uplink_v6: Option<Ipv6Net>,
     /// What "" and "bridge" mean.
     pub default_kind: DefaultKind,
 }
@@ -107,9 +111,13 @@ pub fn network(mut spec: Spec, state: &State, context: &Context) -> Result<Netwo
         found = Pools::default();
     } else {
         if !enable_ipv4 {
-            return Err(Error::Unsupported(format!(
-                "a network without IPv4 is not supported by the {backend} backend yet"
-            )));
+            if kind == Kind::Vmnet {
+                return Err(Error::Unsupported(format!(
+                    "a network without IPv4 is not supported by the {backend} backend yet"
+                )));
+            }
+            // Shown in the network's IPAM, otherwise without effect.
+            found.v4 = None;
         }
         if enable_ipv6 && kind == Kind::Vmnet {
             return Err(Error::Unsupported("IPv6 is not supported by the vmnet backend yet".into()));
@@ -119,7 +127,7 @@ pub fn network(mut spec: Spec, state: &State, context: &Context) -> Result<Netwo
         if host.is_some_and(|v4| context.host.iter().any(|net| pools::overlap(net, &v4.subnet))) {
             return Err(Error::Forbidden(OVERLAP.into()));
         }
-        complete(&mut found, &mut shown_pools, enable_ipv6, &spec.scope, state, context)?;
+        complete(&mut found, &mut shown_pools, (enable_ipv4, enable_ipv6), &spec.scope, state, context)?;
         // RFC 8200 section 5: no link with IPv6 has less.
         if found.v6.is_some() && checked.mtu < 1280 {
             return Err(Error::Invalid(format!("invalid MTU number: {} (IPv6 needs 1280)", checked.mtu)));
@@ -250,7 +258,7 @@ fn switch(field: Option<bool>, key: &str, spec: &mut Spec, default: bool) -> Res
 fn complete(
     found: &mut Pools,
     shown: &mut Vec<ShownPool>,
-    enable_ipv6: bool,
+    (enable_ipv4, enable_ipv6): (bool, bool),
     scope: &str,
     state: &State,
     context: &Context,
@@ -261,7 +269,7 @@ fn complete(
         if taken.iter().any(|net| pools::overlap(net, &v4.subnet)) {
             return Err(Error::Forbidden(OVERLAP.into()));
         }
-    } else {
+    } else if enable_ipv4 {
         taken.extend(&context.host);
         // Docker keeps other pools for networks of global scope.
         let global = [AddressPool { base: Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8), size: 24 }];
@@ -272,14 +280,17 @@ fn complete(
         shown.push(shown_pool(&subnet, &pool.gateway));
         found.v4 = Some(pool);
     }
+    let mut taken: Vec<Ipv6Net> = state.networks.values().filter_map(|n| n.v6.as_ref()).map(|v6| v6.subnet).collect();
+    taken.extend(context.uplink_v6);
     if let Some(v6) = &found.v6 {
-        let others = state.networks.values().filter_map(|n| n.v6.as_ref());
-        if others.into_iter().any(|other| pools::overlap_v6(&other.subnet, &v6.subnet)) {
+        if taken.iter().any(|net| pools::overlap_v6(net, &v6.subnet)) {
             return Err(Error::Forbidden(OVERLAP.into()));
         }
     } else if enable_ipv6 {
-        let subnet = pools::unique_local(context.random);
-        let pool = PoolV6 { subnet, gateway: ipam::first_host_v6(subnet), user_defined: false };
+        taken.extend(&context.host_v6);
+        let subnet = pools::first_free_v6(context.unique_local, &taken)
+            .ok_or_else(|| Error::Invalid("all predefined address pools have been fully subnetted".into()))?;
+        let pool = ipam::default_v6(subnet, false);
         shown.push(shown_pool(&subnet, &pool.gateway));
         found.v6 = Some(pool);
     }

@@ -244,7 +244,7 @@ fn is_taken_v4(network: &Network, state: &State, address: Ipv4Addr) -> bool {
 }
 
 fn is_taken_v6(network: &Network, state: &State, address: Ipv6Addr) -> bool {
-    network.v6.as_ref().is_some_and(|pool| address == pool.gateway || address == pool.subnet.network())
+    network.v6.as_ref().is_some_and(|pool| !pool.is_host(address))
         || state
             .endpoints_of(&network.id)
             .any(|e| e.static_v6 == Some(address) || e.address_v6.is_some_and(|net| net.addr() == address))

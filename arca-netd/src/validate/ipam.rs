@@ -203,20 +203,45 @@ pub fn first_host_v6(subnet: Ipv6Net) -> Ipv6Addr {
     Ipv6Addr::from(u128::from(subnet.network()) | 1)
 }
 
+/// An IPv6 pool with nothing but its gateway set apart.
+#[must_use]
+pub fn default_v6(subnet: Ipv6Net, user_defined: bool) -> PoolV6 {
+    PoolV6 { subnet, gateway: first_host_v6(subnet), range: None, exclude: Vec::new(), user_defined }
+}
+
 fn pool_v6(subnet: Ipv6Net, entry: &Entry) -> Result<PoolV6> {
-    if subnet.prefix_len() != 64 {
-        return Err(Error::Unsupported(format!(
-            "IPv6 subnet {subnet}: the ovs backend derives addresses from a /64, other prefix lengths are not supported"
-        )));
+    let refused = |why: &str| Err(Error::Unsupported(format!("IPv6 subnet {subnet}: the ovs backend takes {why}")));
+    let first = subnet.network();
+    if first.is_multicast() || first.is_unicast_link_local() || first.is_unspecified() || first.is_loopback() {
+        return refused("no link-local, multicast, unspecified or loopback prefix");
     }
-    if entry.range.is_some() {
-        return Err(Error::Unsupported("an IPv6 ip-range is not supported by the ovs backend".into()));
+    if subnet.prefix_len() > 126 {
+        return refused("prefix lengths up to 126");
     }
-    let gateway = match entry.gateway {
-        Some(IpAddr::V6(gateway)) => gateway,
-        _ => first_host_v6(subnet),
+    let range = match entry.range {
+        Some(IpNet::V6(range)) => Some(range),
+        _ => None,
     };
-    Ok(PoolV6 { subnet, gateway, user_defined: true })
+    let mut pool = PoolV6 { range, ..default_v6(subnet, true) };
+    match (entry.gateway, range) {
+        (Some(IpAddr::V6(gateway)), _) => pool.gateway = gateway,
+        // The first that can be given out: of the range, if there is one.
+        (_, Some(range)) if range.network() != first => pool.gateway = range.network(),
+        _ => {}
+    }
+    let Some(gateway) = Some(pool.gateway).filter(|gateway| *gateway != first) else {
+        return Err(Error::Failed(format!("failed to allocate gateway ({}): Address already in use", pool.gateway)));
+    };
+    for (name, address) in &entry.auxiliary {
+        let IpAddr::V6(address) = *address else { continue };
+        if address == gateway || address == first || pool.exclude.contains(&address) {
+            return Err(Error::Failed(format!(
+                "failed to allocate secondary ip address ({name}:{address}): Address already in use"
+            )));
+        }
+        pool.exclude.push(address);
+    }
+    Ok(pool)
 }
 
 #[cfg(test)]
@@ -305,6 +330,32 @@ mod tests {
             assert_eq!(check(&[entry(subnet, range, gateway)], false).unwrap(), Pools::default());
         }
         assert!(check(&[entry("fd00::/64", "", "")], true).unwrap().v6.is_some());
-        assert!(matches!(check(&[entry("fd00::/80", "", "")], true), Err(Error::Unsupported(_))));
+    }
+    #[test]
+    fn an_ipv6_pool_has_any_prefix_a_range_and_addresses_set_apart() {
+        let six = |entry: ShownPool| check(&[entry], true).map(|pools| pools.v6.unwrap());
+        for prefix in ["fd00::/48", "fd00::/64", "fd00::/80", "fd00::/126"] {
+            let pool = six(entry(prefix, "", "")).unwrap();
+            assert_eq!((pool.gateway.to_string(), pool.range), ("fd00::1".to_owned(), None), "{prefix}");
+        }
+        for prefix in ["fd00::/127", "fd00::/128", "fe80::/64", "ff02::/64", "::/64"] {
+            assert!(matches!(six(entry(prefix, "", "")), Err(Error::Unsupported(_))), "{prefix}");
+        }
+        let mut pool = entry("fd00::/64", "fd00::5:0/112", "");
+        pool.auxiliary.insert("a".into(), "fd00::5:1".into());
+        let ranged = six(pool.clone()).unwrap();
+        assert_eq!((ranged.gateway.to_string(), ranged.range), ("fd00::5:0".to_owned(), "fd00::5:0/112".parse().ok()));
+        assert_eq!(ranged.exclude, ["fd00::5:1".parse::<Ipv6Addr>().unwrap()]);
+        let host = |text: &str| ranged.is_host(text.parse().unwrap());
+        assert!(host("fd00::5:2") && host("fd00::2") && !host("fd00::") && !host("fd00::5:0") && !host("fd00::5:1"));
+        let refused = |gateway: &str| six(entry("fd00::/64", "", gateway)).unwrap_err().to_string();
+        assert_eq!(refused("fd00::"), "failed to allocate gateway (fd00::): Address already in use");
+        assert_eq!(
+            refused("fd01::1"),
+            "invalid network config:\ninvalid gateway fd01::1: parent subnet fd00::/64 doesn't contain this address"
+        );
+        pool.auxiliary.insert("b".into(), "fd00::5:0".into());
+        let taken = "failed to allocate secondary ip address (b:fd00::5:0): Address already in use";
+        assert_eq!(six(pool).unwrap_err().to_string(), taken);
     }
 }

@@ -3,7 +3,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::{IpAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
 use super::wanted::Protocol;
 
@@ -20,7 +20,7 @@ impl Redirects {
         Self::default()
     }
 
-    pub(super) async fn add(&mut self, id: &str, _: Protocol, _: IpAddr, _: u16, _: SocketAddrV4) {
+    pub(super) async fn add(&mut self, id: &str, _: Protocol, _: IpAddr, _: u16, _: SocketAddr) {
         self.0.insert(id.to_owned());
     }
 

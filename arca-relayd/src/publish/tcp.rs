@@ -2,7 +2,7 @@
 //! TCP from a host listener to the VIP: each connection is copied both ways, the end of each direction on its own.
 
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -26,7 +26,7 @@ const BREATH: Duration = Duration::from_millis(100);
 /// Serves until `stop`; listener and connections are closed when this returns.
 pub(super) async fn serve(
     listener: TcpListener,
-    vip: SocketAddrV4,
+    vip: SocketAddr,
     meters: Arc<Meters>,
     mut stop: oneshot::Receiver<()>,
 ) {
@@ -64,7 +64,7 @@ pub(super) async fn serve(
     connections.shutdown().await;
 }
 
-async fn carry(mut client: TcpStream, vip: SocketAddrV4, meters: &Meters) -> io::Result<()> {
+async fn carry(mut client: TcpStream, vip: SocketAddr, meters: &Meters) -> io::Result<()> {
     let connected = tokio::time::timeout(PATIENCE, TcpStream::connect(vip)).await;
     let mut server = match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
         Ok(server) => server,

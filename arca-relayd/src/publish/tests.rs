@@ -36,8 +36,8 @@ fn request(id: &str, protocol: P, host_ip: impl Into<IpAddr>, host_port: u16, vi
 }
 
 /// Reads to the end, then answers with who asked, how much came and its sum: an answer proves a half-close.
-fn tcp_server(address: Ipv4Addr, port: u16) -> SocketAddr {
-    let listener = StdListener::bind((address, port)).unwrap();
+fn tcp_server(address: impl Into<IpAddr>, port: u16) -> SocketAddr {
+    let listener = StdListener::bind((address.into(), port)).unwrap();
     let bound = listener.local_addr().unwrap();
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
@@ -55,8 +55,8 @@ fn tcp_server(address: Ipv4Addr, port: u16) -> SocketAddr {
 }
 
 /// Answers with who asked and what.
-fn udp_server(address: Ipv4Addr, port: u16) -> SocketAddr {
-    let socket = StdUdp::bind((address, port)).unwrap();
+fn udp_server(address: impl Into<IpAddr>, port: u16) -> SocketAddr {
+    let socket = StdUdp::bind((address.into(), port)).unwrap();
     let bound = socket.local_addr().unwrap();
     std::thread::spawn(move || {
         let mut buffer = [0; 1500];
@@ -314,9 +314,9 @@ fn a_helper_without_route_is_refused_and_bad_values_are_named() {
         assert_eq!(publisher.publish(wanted.clone()).await.unwrap_err().code(), Code::Unimplemented);
         sender.send_replace(Some(Address::Sockets("/nowhere".into())));
         publisher.publish(wanted.clone()).await.unwrap();
-        let error = publisher.publish(PublishRequest { vip: "fd00::1".into(), ..wanted }).await.unwrap_err();
+        let error = publisher.publish(PublishRequest { vip: "ff02::1".into(), ..wanted }).await.unwrap_err();
         assert_eq!(error.code(), Code::InvalidArgument);
-        assert_eq!(error.message(), "publish: vip `fd00::1` is not a unicast IPv4 address");
+        assert_eq!(error.message(), "publish: vip `ff02::1` is not a unicast address");
     });
 }
 
@@ -328,16 +328,22 @@ fn three_hosts() -> (Namespace, Namespace) {
          ip addr add 192.168.127.1/29 dev up0; ip link set up0 up
          ip link add out0 type veth peer name out1; ip link set out1 netns {}
          ip addr add 198.51.100.1/24 dev out0; ip link set out0 up
-         echo 1 > /proc/sys/net/ipv4/ip_forward",
+         ip addr add fd00:77::1/64 dev up0 nodad; ip addr add 2001:db8::1/64 dev out0 nodad
+         echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding",
         gateway.id(),
         client.id()
     ));
     gateway.call(|| {
-        run("ip addr add 192.168.127.2/29 dev up1; ip link set up1 up; ip route add default via 192.168.127.1");
+        run("ip addr add 192.168.127.2/29 dev up1; ip addr add fd00:77::2/64 dev up1 nodad; ip link set up1 up
+            ip route add default via 192.168.127.1; ip route add default via fd00:77::1");
+        tcp_server(Ipv6Addr::UNSPECIFIED, 81);
+        udp_server(Ipv6Addr::UNSPECIFIED, 54);
         tcp_server(Ipv4Addr::UNSPECIFIED, 80);
         udp_server(Ipv4Addr::UNSPECIFIED, 53);
     });
-    client.call(|| run("ip addr add 198.51.100.9/24 dev out1; ip link set out1 up"));
+    client.call(|| {
+        run("ip addr add 198.51.100.9/24 dev out1; ip addr add 2001:db8::9/64 dev out1 nodad; ip link set out1 up")
+    });
     (gateway, client)
 }
 
@@ -359,7 +365,8 @@ fn the_kernel_way_keeps_the_clients_address_and_gives_way_to_a_neighbours_firewa
             "listener (a loopback address has no clients elsewhere)"
         );
         let v6 = kernel(request("v6", P::Tcp, Ipv6Addr::UNSPECIFIED, 18_081, vip(80)));
-        assert!(publisher.publish(v6).await.unwrap().way.starts_with("listener (IPv6"));
+        let way = publisher.publish(v6).await.unwrap().way;
+        assert_eq!(way, "listener (clients cannot be redirected to an address of another family)");
 
         let host = SocketAddr::from(([198, 51, 100, 1], 18_081));
         let from_outside = || client.call(move || ask(host, b"ab").unwrap());
@@ -407,6 +414,57 @@ fn the_kernel_way_keeps_the_clients_address_and_gives_way_to_a_neighbours_firewa
 
         run("echo 0 > /proc/sys/net/ipv4/ip_forward");
         assert_eq!(publisher.publish(web).await.unwrap().way, "listener (net.ipv4.ip_forward is off)");
+    });
+}
+
+#[test]
+fn ipv6_clients_keep_their_address_on_the_way_to_an_ipv6_vip() {
+    in_namespace(|| async {
+        let (_gateway, client) = three_hosts();
+        let publisher = publisher();
+        let kernel = |request| PublishRequest { kernel_redirect: true, ..request };
+        let vip = |port| SocketAddr::from((Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 2), port));
+        let web = kernel(request("web", P::Tcp, Ipv6Addr::UNSPECIFIED, 18_081, vip(81)));
+        assert_eq!(publisher.publish(web).await.unwrap().way, "nftables+listener");
+        let dns = kernel(request("dns", P::Udp, "2001:db8::1".parse::<IpAddr>().unwrap(), 18_053, vip(54)));
+        assert_eq!(publisher.publish(dns).await.unwrap().way, "nftables+listener");
+        // What is there for IPv4 clients is another matter.
+        let four = kernel(request("four", P::Tcp, V4, 18_081, SocketAddr::from(([192, 168, 127, 2], 80))));
+        assert_eq!(publisher.publish(four).await.unwrap().way, "nftables+listener");
+
+        let host: SocketAddr = "[2001:db8::1]:18081".parse().unwrap();
+        let from_outside = || client.call(move || ask(host, b"ab").unwrap());
+        assert_eq!(from_outside(), "2001:db8::9 2 195", "the container's side sees the client");
+        let answer = client.call(|| {
+            let socket = StdUdp::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
+            socket.set_read_timeout(PATIENCE).unwrap();
+            socket.connect("[2001:db8::1]:18053").unwrap();
+            socket.send(b"q").unwrap();
+            let mut buffer = [0; 100];
+            let length = socket.recv(&mut buffer).unwrap();
+            String::from_utf8_lossy(&buffer[..length]).into_owned()
+        });
+        assert!(answer.starts_with("[2001:db8::9]:") && answer.ends_with(" q"), "{answer}");
+        assert_eq!(asked((Ipv6Addr::LOCALHOST, 18_081), b"ab").await.unwrap(), "fd00:77::1 2 195");
+
+        // A neighbour's firewall of the one family is none of the other's.
+        run("nft 'add table ip6 f; add chain ip6 f FORWARD { type filter hook forward priority 0; policy drop; }'");
+        publisher.unpublish("dns").await.unwrap();
+        let ways = |publications: Vec<proto::Publication>| -> Vec<String> {
+            publications.into_iter().map(|publication| publication.way).collect()
+        };
+        assert_eq!(
+            ways(publisher.list().await),
+            ["nftables+listener", "listener (chain FORWARD of nftables table ip6 f drops forwarded packets by policy)"]
+        );
+        let by_listener = spawn_blocking({
+            let client = client.clone();
+            move || client.call(move || ask(host, b"ab").unwrap())
+        });
+        assert_eq!(by_listener.await.unwrap(), "fd00:77::1 2 195");
+        run("nft delete table ip6 f");
+        publisher.close().await;
+        assert_eq!(run("nft list tables"), "");
     });
 }
 

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -66,7 +66,7 @@ impl Clock {
 /// Serves until `stop`; all sockets are closed when this returns.
 pub(super) async fn serve(
     socket: DatagramSocket,
-    vip: SocketAddrV4,
+    vip: SocketAddr,
     meters: Arc<Meters>,
     mut stop: oneshot::Receiver<()>,
     limits: Limits,
@@ -136,12 +136,16 @@ fn evict(flows: &mut HashMap<Key, Flow>) {
 async fn open(
     socket: &Arc<DatagramSocket>,
     client: Correspondent,
-    vip: SocketAddrV4,
+    vip: SocketAddr,
     meters: &Arc<Meters>,
     idle: Duration,
     tasks: &mut JoinSet<Key>,
 ) -> io::Result<Flow> {
-    let upstream = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
+    let any = match vip {
+        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let upstream = UdpSocket::bind((any, 0)).await?;
     upstream.connect(vip).await?;
     let upstream = Arc::new(upstream);
     let clock = Arc::new(Clock::new());

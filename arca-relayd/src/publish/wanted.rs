@@ -2,7 +2,7 @@
 //! What shall be published: a `PublishRequest` after validation.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
 use arca_proto::relay::v1 as proto;
 
@@ -22,7 +22,7 @@ pub enum InvalidWanted {
     #[error("host_ip `{0}` is not an IP address")]
     HostIp(String),
     /// VIP.
-    #[error("vip `{0}` is not a unicast IPv4 address")]
+    #[error("vip `{0}` is not a unicast address")]
     Vip(String),
     /// A port.
     #[error("{field} {value} is not a port")]
@@ -69,7 +69,7 @@ pub(super) struct Wanted {
     /// Port to bind; `None` for an ephemeral one.
     pub port: Option<u16>,
     /// Where it leads.
-    pub vip: SocketAddrV4,
+    pub vip: SocketAddr,
     /// Whether off-host clients shall be redirected in the kernel.
     pub kernel_redirect: bool,
 }
@@ -89,8 +89,11 @@ impl TryFrom<&proto::PublishRequest> for Wanted {
         let host = request.host_ip.parse().map_err(|_| InvalidWanted::HostIp(request.host_ip.clone()))?;
         let port = |field, value: u32| u16::try_from(value).map_err(|_| InvalidWanted::Port { field, value });
         let host_port = port("host_port", request.host_port)?;
-        let unicast = |a: &Ipv4Addr| !a.is_unspecified() && !a.is_multicast() && !a.is_broadcast();
-        let vip: Option<Ipv4Addr> = request.vip.parse().ok().filter(unicast);
+        let unicast = |a: &IpAddr| {
+            let broadcast = matches!(a, IpAddr::V4(a) if a.is_broadcast());
+            !a.is_unspecified() && !a.is_multicast() && !broadcast
+        };
+        let vip: Option<IpAddr> = request.vip.parse().ok().filter(unicast);
         let vip = vip.ok_or_else(|| InvalidWanted::Vip(request.vip.clone()))?;
         let vip_port = match port("vip_port", request.vip_port)? {
             0 => return Err(InvalidWanted::Port { field: "vip_port", value: 0 }),
@@ -100,7 +103,7 @@ impl TryFrom<&proto::PublishRequest> for Wanted {
             protocol,
             host,
             port: Some(host_port).filter(|port| *port != 0),
-            vip: SocketAddrV4::new(vip, vip_port),
+            vip: SocketAddr::new(vip, vip_port),
             kernel_redirect: request.kernel_redirect,
         })
     }
@@ -128,12 +131,14 @@ mod tests {
         use InvalidWanted as E;
         let wanted = Wanted::try_from(&good()).unwrap();
         assert_eq!((wanted.port, wanted.vip.to_string()), (None, "192.168.127.2:80".to_owned()));
+        let six = Wanted::try_from(&PublishRequest { vip: "fd00:77::2".into(), ..good() }).unwrap();
+        assert_eq!(six.vip.to_string(), "[fd00:77::2]:80");
         let refused = |request: PublishRequest| Wanted::try_from(&request).unwrap_err();
         assert_eq!(refused(PublishRequest { id: String::new(), ..good() }), E::Id(0));
         assert_eq!(refused(PublishRequest { protocol: 0, ..good() }), E::Protocol(0));
         assert_eq!(refused(PublishRequest { protocol: 9, ..good() }), E::Protocol(9));
         assert!(matches!(refused(PublishRequest { host_ip: "localhost".into(), ..good() }), E::HostIp(_)));
-        for vip in ["", "fd00::1", "0.0.0.0", "224.0.0.1"] {
+        for vip in ["", "::", "ff02::1", "0.0.0.0", "224.0.0.1", "255.255.255.255"] {
             assert!(matches!(refused(PublishRequest { vip: vip.into(), ..good() }), E::Vip(_)), "{vip}");
         }
         assert!(matches!(refused(PublishRequest { vip_port: 0, ..good() }), E::Port { field: "vip_port", .. }));

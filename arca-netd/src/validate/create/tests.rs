@@ -6,10 +6,12 @@ pub(crate) fn context() -> Context {
     Context {
         id: NetworkId::random().unwrap(),
         now_ns: 1,
-        random: [1, 2, 3, 4, 5, 6, 7],
+        unique_local: pools::unique_local([1, 2, 3, 4, 5]),
         pools: pools::docker_defaults(),
         host: Vec::new(),
+        host_v6: Vec::new(),
         uplink: "192.168.127.0/29".parse().unwrap(),
+        uplink_v6: Some("fd00:77::/64".parse().unwrap()),
         default_kind: DefaultKind::Ovs,
     }
 }
@@ -75,7 +77,7 @@ fn refusals_have_dockers_class_and_text() {
 
 #[test]
 fn what_was_given_is_shown_as_given_and_what_was_allocated_after() {
-    let draft = state();
+    let mut draft = state();
     let plain = make(spec("a"), &draft).unwrap();
     assert_eq!(plain.spec.driver, "bridge");
     assert_eq!(plain.shown_pools, [shown_pool(&"172.18.0.0/16", &"172.18.0.1")]);
@@ -83,9 +85,23 @@ fn what_was_given_is_shown_as_given_and_what_was_allocated_after() {
     assert_eq!(given.shown_pools[0].gateway, "");
     assert_eq!(given.v4.unwrap().gateway.to_string(), "10.1.0.1");
     let six = make(Spec { enable_ipv6: Some(true), ..with_pool("c", "10.1.0.0/24") }, &draft).unwrap();
-    assert_eq!(six.shown_pools[1].subnet, "fd01:203:405:607::/64");
+    assert_eq!(six.shown_pools[1].subnet, "fd01:203:405::/64");
     let only_six = make(Spec { enable_ipv4: Some(false), enable_ipv6: Some(true), ..spec("d") }, &draft);
-    assert!(matches!(only_six, Err(Error::Unsupported(_))));
+    let only_six = only_six.unwrap();
+    assert!(only_six.v4.is_none() && only_six.route_v4().is_none() && !only_six.enable_ipv4);
+    assert_eq!(only_six.shown_pools, [shown_pool(&"fd01:203:405::/64", &"fd01:203:405::1")]);
+    draft.put_network(only_six);
+    let next = make(Spec { enable_ipv6: Some(true), ..spec("e") }, &draft).unwrap();
+    assert_eq!(next.shown_pools[1], shown_pool(&"fd01:203:405:1::/64", &"fd01:203:405:1::1"));
+    // Refused before anything is written.
+    for subnet in ["fd01:203:405::/80", "fd00::/16", "fd00:77::/64"] {
+        let overlapping = make(Spec { enable_ipv6: Some(true), ..with_pool("f", subnet) }, &draft);
+        assert_eq!(overlapping.unwrap_err().to_string(), OVERLAP, "{subnet}");
+    }
+    // A subnet of a family that is off is shown and has no effect.
+    let off = Spec { enable_ipv4: Some(false), enable_ipv6: Some(true), ..with_pool("g", "10.9.0.0/24") };
+    let off = make(off, &draft).unwrap();
+    assert!(off.v4.is_none() && off.shown_pools.len() == 2);
 }
 
 #[test]

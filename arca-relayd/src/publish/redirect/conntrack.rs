@@ -4,7 +4,7 @@
 //! refused, or comes to whoever has the port. Layout: Linux, include/uapi/linux/netfilter/nfnetlink_conntrack.h.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use nix::libc;
 
@@ -22,6 +22,8 @@ const TUPLE_IP: u16 = 1;
 const TUPLE_PROTOCOL: u16 = 2;
 const IP_V4_SOURCE: u16 = 1;
 const IP_V4_TARGET: u16 = 2;
+const IP_V6_SOURCE: u16 = 3;
+const IP_V6_TARGET: u16 = 4;
 const PROTOCOL_NUMBER: u16 = 1;
 const PROTOCOL_SOURCE: u16 = 2;
 const PROTOCOL_TARGET: u16 = 3;
@@ -32,18 +34,18 @@ pub(super) struct Flow {
     /// IP protocol number.
     pub(super) protocol: u8,
     /// Where the client sent to.
-    pub(super) asked: SocketAddrV4,
+    pub(super) asked: SocketAddr,
     /// Who answers.
-    pub(super) served: SocketAddrV4,
+    pub(super) served: SocketAddr,
 }
 
-/// Forgets the IPv4 connections that `stale` picks; how many. Blocks.
+/// Forgets the connections of one family that `stale` picks; how many. Blocks.
 ///
 /// # Errors
 /// No connection tracking in this kernel, or no privileges.
-pub(super) fn forget(stale: impl Fn(&Flow) -> bool) -> io::Result<usize> {
+pub(super) fn forget(v6: bool, stale: impl Fn(&Flow) -> bool) -> io::Result<usize> {
     let requests = Requests::open()?;
-    let family = u8::try_from(libc::AF_INET).map_err(io::Error::other)?;
+    let family = u8::try_from(if v6 { libc::AF_INET6 } else { libc::AF_INET }).map_err(io::Error::other)?;
     let mut found = Vec::new();
     requests.ask(GET, DUMP, family, &[], |attributes| {
         if flow(attributes).is_some_and(|flow| stale(&flow)) {
@@ -65,15 +67,19 @@ fn flow(attributes: &[u8]) -> Option<Flow> {
     let number = attribute(attribute(original, TUPLE_PROTOCOL)?, PROTOCOL_NUMBER)?;
     Some(Flow {
         protocol: *number.first()?,
-        asked: end(original, IP_V4_TARGET, PROTOCOL_TARGET)?,
-        served: end(reply, IP_V4_SOURCE, PROTOCOL_SOURCE)?,
+        asked: end(original, [IP_V4_TARGET, IP_V6_TARGET], PROTOCOL_TARGET)?,
+        served: end(reply, [IP_V4_SOURCE, IP_V6_SOURCE], PROTOCOL_SOURCE)?,
     })
 }
 
-fn end(tuple: &[u8], address: u16, port: u16) -> Option<SocketAddrV4> {
-    let address = attribute(attribute(tuple, TUPLE_IP)?, address)?;
+fn end(tuple: &[u8], [v4, v6]: [u16; 2], port: u16) -> Option<SocketAddr> {
+    let ip = attribute(tuple, TUPLE_IP)?;
+    let address: IpAddr = match attribute(ip, v4) {
+        Some(v4) => Ipv4Addr::from(*v4.first_chunk()?).into(),
+        None => Ipv6Addr::from(*attribute(ip, v6)?.first_chunk::<16>()?).into(),
+    };
     let port = attribute(attribute(tuple, TUPLE_PROTOCOL)?, port)?;
-    Some(SocketAddrV4::new(Ipv4Addr::from(*address.first_chunk()?), u16::from_be_bytes(*port.first_chunk()?)))
+    Some(SocketAddr::new(address, u16::from_be_bytes(*port.first_chunk()?)))
 }
 
 /// What names a connection to the kernel: its first tuple, and its number, so that one which took its place stays.
