@@ -11,7 +11,7 @@
 //! lender                       relay                      borrower
 //!    | --- LEND +descriptor --->|--- LEND +descriptor -----> |   takes it
 //!    | <---------- TAKEN ------ | <---------- TAKEN -------- |
-//!    | --- TAKEN -------------> |                              the link is up
+//!    | --- TAKEN -------------> | --- TAKEN ---------------> |   both are ready: the link is up
 //!    helper end <--- ASK ------ |
 //!    helper end --- COUNTERS -> |                              on demand only
 //! ```

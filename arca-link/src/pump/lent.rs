@@ -74,6 +74,8 @@ impl Worker {
                     let counts = Counts { to_helper, to_container: numbers(to_container) };
                     note::send(&live.stream, &Note::Counters(counts), None)?;
                 }
+                // The lender is ready too; frames have not waited for that.
+                (Kind::Helper, Note::Taken, _) if self.borrowed.is_some() => {}
                 (_, Note::Failed(text), _) => return Err(Broken::Told(text)),
                 _ => return Err(Broken::OutOfTurn),
             }

@@ -123,6 +123,7 @@ impl Handed {
         }
         lender.say(&Note::Taken.encode()).await?;
         lender.expect(&Note::Taken).await?;
+        borrower.say(&Note::Taken.encode()).await?;
         Ok(Agreement::between(&ends.0, &ends.1))
     }
 
