@@ -12,7 +12,10 @@ use arca_proto::{
 use clap::{Parser, Subcommand};
 use serde_json::{Value, json};
 
-use crate::app;
+use crate::{
+    app,
+    backend::vmnet::{self, KeeperOptions},
+};
 
 /// Networks, endpoints and published ports of an Arca engine.
 #[derive(Debug, Parser)]
@@ -24,12 +27,15 @@ pub struct Cli {
     command: Command,
 }
 
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 enum Command {
     /// Runs the daemon in the foreground until SIGTERM; the helper machine and all links stay.
     Serve,
     /// Ends the helper machine and undoes the host's uplink, forwarding and nftables table. arca-netd must not run.
     StopHelper,
+    /// Owns one native network on macOS; arca-netd starts it.
+    #[command(hide = true)]
+    VmnetKeeper(KeeperOptions),
     /// Lists networks.
     Networks {
         /// As JSON.
@@ -70,6 +76,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
             let config = cli.common.load_and_log()?;
             app::stop_helper(&config).await
         }
+        Command::VmnetKeeper(options) => Ok(vmnet::keeper(&options)?),
         Command::Networks { json } => {
             let list = client(&cli.common)?.list_networks(proto::ListNetworksRequest {}).await.map_err(unanswered)?;
             let list = list.into_inner().networks;

@@ -18,7 +18,10 @@ pub mod wanted;
 #[cfg(target_os = "linux")]
 #[path = "linux/mod.rs"]
 mod switch;
-#[cfg(not(target_os = "linux"))]
+#[cfg(target_os = "macos")]
+#[path = "macos/mod.rs"]
+mod switch;
+#[cfg(not(any(target_os = "linux", target_os = "macos")))]
 #[path = "other.rs"]
 mod switch;
 
@@ -49,6 +52,31 @@ pub const NO_SECOND: &str =
     "vmnet backend does not support more than one network per container. Use a bridge network of the ovs backend.";
 /// `--driver overlay`.
 pub const NO_OVERLAY: &str = "vmnet backend does not support overlay networks";
+
+/// What a keeper of one network is started with, where the platform's networks die with the process that made them.
+#[derive(clap::Args, Clone, Debug)]
+pub struct KeeperOptions {
+    /// Where it answers.
+    #[arg(long)]
+    pub socket: PathBuf,
+    /// The host's address in the network, with the prefix length.
+    #[arg(long)]
+    pub gateway: ipnet::IpNet,
+    /// Bytes of an IP packet.
+    #[arg(long)]
+    pub mtu: u32,
+    /// No way out.
+    #[arg(long)]
+    pub internal: bool,
+}
+
+/// Runs as the keeper of one network until it is told to end.
+///
+/// # Errors
+/// If the network cannot be made, or this platform has no keepers.
+pub fn keeper(options: &KeeperOptions) -> Result<()> {
+    switch::keeper(options)
+}
 
 /// What tells this engine's things from another's.
 #[derive(Clone, Debug)]
@@ -115,9 +143,10 @@ impl Vmnet {
         for endpoint in active {
             let Some(network) = state.networks.get(&endpoint.network) else { continue };
             let Some(plug) = Plug::of(network, endpoint, &self.names) else { continue };
-            if !found.ports.contains(&plug.port)
-                && let Err((step, error)) = self.switch.plug(&plug).await
-            {
+            // A cable that is there may hang loose: with a bridge that somebody removed its ports are let go.
+            let there = found.ports.contains(&plug.port);
+            let plugged = if there { self.switch.join(&plug).await } else { self.switch.plug(&plug).await };
+            if let Err((step, error)) = plugged {
                 tracing::warn!(endpoint_id = %endpoint.id, step, %error, "a container could not be plugged in again");
             }
         }

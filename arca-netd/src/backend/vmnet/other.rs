@@ -3,7 +3,10 @@
 
 use std::{collections::BTreeSet, path::PathBuf};
 
-use super::wanted::{Names, Plug, Segment};
+use super::{
+    KeeperOptions,
+    wanted::{Names, Plug, Segment},
+};
 use crate::error::{Error, Result};
 
 /// What is on the host with this engine's names.
@@ -18,6 +21,12 @@ pub(super) struct Switch;
 
 fn absent() -> Error {
     Error::Unsupported("the vmnet backend is not supported on this platform; use the ovs backend".into())
+}
+
+/// # Errors
+/// Always: networks here outlive the process that made them.
+pub(super) fn keeper(_options: &KeeperOptions) -> Result<()> {
+    Err(Error::Unsupported("networks need no keeper on this platform".into()))
 }
 
 impl Switch {
@@ -47,6 +56,10 @@ impl Switch {
 
     pub(super) async fn plug(&self, _plug: &Plug) -> Result<(), (&'static str, Error)> {
         Err(("segment", absent()))
+    }
+
+    pub(super) async fn join(&self, _plug: &Plug) -> Result<(), (&'static str, Error)> {
+        Ok(())
     }
 
     pub(super) async fn unplug(&self, _port: &str) -> Result<()> {

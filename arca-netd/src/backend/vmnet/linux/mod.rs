@@ -7,7 +7,10 @@ mod rules;
 
 use std::{collections::BTreeSet, path::PathBuf};
 
-use super::wanted::{Names, Plug, Segment};
+use super::{
+    KeeperOptions,
+    wanted::{Names, Plug, Segment},
+};
 use crate::{
     error::{Error, Result},
     helper::{host, uplink},
@@ -26,6 +29,12 @@ pub(super) struct Found {
 pub(super) struct Switch {
     names: Names,
     marker: PathBuf,
+}
+
+/// # Errors
+/// Always: networks here outlive the process that made them.
+pub(super) fn keeper(_options: &KeeperOptions) -> Result<()> {
+    Err(Error::Unsupported("networks need no keeper on this platform".into()))
 }
 
 impl Switch {
@@ -96,6 +105,12 @@ impl Switch {
         let inside = Links::inside(&netns, plug).await.map_err(at("interface"))?;
         inside.configure(plug).await.map_err(at("address"))?;
         host.join(plug).await.map_err(at("bridge"))
+    }
+
+    /// Plugs the near end of a cable in that is there; one that is plugged in stays as it is.
+    pub(super) async fn join(&self, plug: &Plug) -> Result<(), (&'static str, Error)> {
+        let host = Links::of_host().map_err(|error| ("bridge", error))?;
+        host.join(plug).await.map_err(|error| ("bridge", error))
     }
 
     /// Takes a cable away; one that went with its machine is gone as wanted.
