@@ -18,6 +18,8 @@ mod proofs;
 mod publishing;
 mod races;
 mod story;
+mod vmnet;
+mod vmnet_features;
 
 use std::{collections::BTreeMap, process::ExitCode};
 
@@ -43,6 +45,8 @@ fn tests() -> BTreeMap<String, Test> {
         ("publishing", publishing::TESTS),
         ("races", races::TESTS),
         ("story", story::TESTS),
+        ("vmnet", vmnet::TESTS),
+        ("vmnet_features", vmnet_features::TESTS),
     ];
     let flat = modules.iter().flat_map(|(module, tests)| tests.iter().map(move |(name, test)| (module, *name, *test)));
     flat.map(|(module, name, test)| (format!("{module}::{name}"), test)).collect()

@@ -2,11 +2,13 @@
 //! `just bench`: the figures of a whole engine beside their budgets (DESIGN, "Budgets"), and beside a kernel bridge made
 //! in the same run.
 //!
-//! `just bench [--json FILE] [--only frames|docker|memory] [--rounds N]`. Figures are printed, whether met or missed; the
+//! `just bench [--json FILE] [--only frames|docker|memory|backends] [--rounds N]`. `just bench vmnet` is `backends`
+//! alone, and puts what it measured into the table of docs/vmnet.md. Figures are printed, whether met or missed; the
 //! exit code says only whether everything could be measured. Absolute budgets are hints of one quiet two-core machine;
 //! what the kernel did in the same run says how this one compares.
 #![allow(clippy::print_stdout, reason = "a bench prints")]
 
+mod backends;
 mod docker;
 mod frames;
 mod kernel;
@@ -45,21 +47,25 @@ struct Wanted {
     json: Option<PathBuf>,
     only: Option<String>,
     rounds: usize,
+    write: bool,
 }
 
 impl Wanted {
     fn parse() -> anyhow::Result<Self> {
-        let mut wanted = Self { json: None, only: None, rounds: 3 };
+        let mut wanted = Self { json: None, only: None, rounds: 3, write: false };
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().with_context(|| format!("{argument} needs a value"));
             match argument.as_str() {
                 "--json" => wanted.json = Some(value()?.into()),
                 "--only" => wanted.only = Some(value()?),
+                "vmnet" => (wanted.only, wanted.write) = (Some("backends".into()), true),
                 "--rounds" => wanted.rounds = value()?.parse().context("--rounds")?,
                 // `cargo bench` says this to every bench.
                 "--bench" => {}
-                other => bail!("unknown argument {other}; known: --json FILE, --only frames|docker|memory, --rounds N"),
+                other => bail!(
+                    "unknown argument {other}; known: --json FILE, --only frames|docker|memory|backends, --rounds N, or vmnet"
+                ),
             }
         }
         Ok(wanted)
@@ -86,6 +92,9 @@ fn measure() -> anyhow::Result<()> {
     engine.load_image()?;
     if wanted.part("frames") {
         frames::measure(&engine, &mut report, wanted.rounds)?;
+    }
+    if wanted.part("backends") {
+        backends::measure(&engine, &mut report, wanted.rounds, wanted.write)?;
     }
     if wanted.part("docker") {
         docker::measure(&engine, &mut report)?;
