@@ -112,3 +112,34 @@ pub fn ensure(draft: &mut Draft, context: &Context) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        store::State,
+        validate::create::{DefaultKind, tests::context},
+    };
+
+    fn bridge(draft: &Draft) -> (Kind, String) {
+        let bridge = draft.find_network("bridge").unwrap();
+        (bridge.kind, bridge.v4.as_ref().unwrap().subnet.to_string())
+    }
+
+    #[test]
+    fn the_default_bridge_follows_the_configuration_and_steps_around_the_host() {
+        let mut draft = Draft::new(State::default());
+        ensure(&mut draft, &context()).unwrap();
+        assert_eq!(bridge(&draft), (Kind::Ovs, "172.17.0.0/16".into()));
+        assert!(follow(&mut draft, &context()).unwrap().is_none());
+        let id = draft.find_network("bridge").unwrap().id.clone();
+        let native = Context { default_kind: DefaultKind::Vmnet, ..context() };
+        let (before, after) = follow(&mut draft, &native).unwrap().unwrap();
+        assert_eq!((before.kind, after.kind, &after.id), (Kind::Ovs, Kind::Vmnet, &id));
+        assert_eq!(bridge(&draft), (Kind::Vmnet, "172.17.0.0/16".into()));
+        follow(&mut draft, &context()).unwrap().unwrap();
+        let crowded = Context { host: vec!["172.16.0.0/14".parse().unwrap()], ..native };
+        follow(&mut draft, &crowded).unwrap().unwrap();
+        assert_eq!(bridge(&draft), (Kind::Vmnet, "172.20.0.0/16".into()));
+    }
+}

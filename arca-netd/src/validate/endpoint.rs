@@ -95,14 +95,14 @@ pub fn check(network: &Network, state: &State, wanted: &Wanted) -> Result<Checke
             faults.push(format!("invalid link-local IP address: {text}"));
         }
     }
-    // What is no address is in no subnet either: Docker tells both. The default bridge's subnet counts as configured.
+    // What is no address is in no subnet either: Docker tells both.
     if !wanted.ipv4.is_empty() {
-        let pool = network.v4.as_ref().filter(|pool| pool.user_defined || network.predefined);
+        let pool = network.v4.as_ref().filter(|pool| pool.user_defined);
         let inside = |pool: &PoolV4| v4.is_some_and(|address| pool.subnet.contains(&address));
         faults.extend(outside(&wanted.ipv4, pool.map(inside)));
     }
     if !wanted.ipv6.is_empty() {
-        let pool = network.v6.as_ref().filter(|pool| pool.user_defined || network.predefined);
+        let pool = network.v6.as_ref().filter(|pool| pool.user_defined);
         let inside = |pool: &PoolV6| v6.is_some_and(|address| pool.subnet.contains(&address));
         faults.extend(outside(&wanted.ipv6, pool.map(inside)));
     }
@@ -179,11 +179,14 @@ fn able(network: &Network, state: &State, wanted: &Wanted) -> Result<()> {
     refused.map_or(Ok(()), |text| Err(Error::Unsupported(text.into())))
 }
 
-fn parse<T: std::str::FromStr>(text: &str, family: &str, faults: &mut Vec<String>) -> Option<T> {
+fn parse<T>(text: &str, family: &str, faults: &mut Vec<String>) -> Option<T>
+where
+    T: std::str::FromStr + Copy + Into<std::net::IpAddr>,
+{
     if text.is_empty() {
         return None;
     }
-    let address = text.parse().ok();
+    let address = text.parse().ok().filter(|address: &T| !(*address).into().is_unspecified());
     if address.is_none() {
         faults.push(format!("invalid {family} address: {text}"));
     }
@@ -295,7 +298,10 @@ mod tests {
         let head = "invalid endpoint settings:\n";
         let ip = |ipv4: &str| Wanted { ipv4: ipv4.into(), ..wanted() };
         let nowhere = "no configured subnet or ip-range contain the IP address";
-        assert_eq!(refusal(&network, &ip("zz")), format!("{head}* invalid IPv4 address: zz\n* {nowhere} zz"));
+        for text in ["zz", "0.0.0.0"] {
+            let told = format!("{head}* invalid IPv4 address: {text}\n* {nowhere} {text}");
+            assert_eq!(refusal(&network, &ip(text)), told);
+        }
         assert_eq!(
             refusal(&network, &ip("10.99.0.5")),
             format!("{head}no configured subnet or ip-range contain the IP address 10.99.0.5")
@@ -338,7 +344,38 @@ mod tests {
         assert_eq!(
             refusal(bridge, &both),
             "invalid endpoint settings:\n* user specified IP address is supported on user defined networks only\n\
-             * network-scoped alias is supported only for containers in user defined networks"
+             * network-scoped alias is supported only for containers in user defined networks\n\
+             * user specified IP address is supported only when connecting to networks with user configured subnets"
         );
+    }
+
+    fn native(name: &str) -> Network {
+        make(crate::model::Spec { driver: "vmnet".into(), ..spec(name) }, &State::default()).unwrap()
+    }
+
+    fn demanding(demands: Demands) -> Wanted {
+        Wanted { demands, ..wanted() }
+    }
+
+    #[test]
+    fn what_a_native_network_cannot_do_is_refused_in_its_words() {
+        let network = native("n");
+        let dynamic = demanding(Demands { dynamic: true, ..Demands::default() });
+        let publishes = demanding(Demands { publishes: true, ..Demands::default() });
+        assert_eq!(refusal(&network, &dynamic), vmnet::NO_DYNAMIC);
+        assert_eq!(refusal(&network, &publishes), vmnet::NO_PORTS);
+        assert!(matches!(check(&network, &State::default(), &dynamic), Err(Error::Unsupported(_))));
+        let over = with_subnet("10.98.0.0/24");
+        for able in [&dynamic, &publishes] {
+            assert!(check(&over, &State::default(), able).is_ok());
+        }
+        // A second network is one too many whichever of the two is native; a wish for one that is not there counts nothing.
+        let mut draft = Draft::new(State::default());
+        draft.put_network(native("other"));
+        let beside = |name: &str| demanding(Demands { beside: vec![name.into()], ..Demands::default() });
+        for one in [&network, &over] {
+            assert_eq!(check(one, &draft, &beside("other")).unwrap_err().to_string(), vmnet::NO_SECOND);
+            assert!(check(one, &draft, &beside("nowhere")).is_ok());
+        }
     }
 }

@@ -22,7 +22,10 @@ pub(super) fn check(config: &Config) -> Result<(), Fatal> {
         ));
     }
     if cfg!(target_os = "linux") {
-        if let Err(error) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
+        // Native networks have no TAP.
+        if config.network_backend == BackendKind::Ovs
+            && let Err(error) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun")
+        {
             return missing(format!("/dev/net/tun cannot be opened ({error}): load the module with `modprobe tun`"));
         }
         for (program, package) in PROGRAMS {
