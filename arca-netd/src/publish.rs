@@ -240,7 +240,17 @@ fn reserve(draft: &mut Draft, endpoint: &Endpoint, binding: &Binding, tried: &[u
     let Some(host_port) = free else {
         let first = binding.host_ports.map_or(0, |(first, _)| first);
         return Err(Error::Failed(match clash(first) {
-            Some(ip) if binding.is_single() => format!("Bind for {ip}:{first} failed: port is already allocated"),
+            Some(ip) if binding.is_single() => {
+                // Whoever holds every address is told as such.
+                let every = match ip {
+                    IpAddr::V4(_) => IpAddr::from([0; 4]),
+                    IpAddr::V6(_) => IpAddr::from([0; 16]),
+                };
+                let held = draft.publications.values().filter(|held| held.protocol == binding.protocol);
+                let by_all = held.flat_map(|held| &held.listeners).any(|l| l.host_port == first && l.host_ip == every);
+                let ip = if by_all { every } else { ip };
+                format!("Bind for {ip}:{first} failed: port is already allocated")
+            }
             _ => "all ports are allocated".into(),
         }));
     };

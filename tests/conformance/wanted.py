@@ -27,6 +27,9 @@ SANDBOX = "host and none have no sandbox of their own, so there is no file to na
 MULTICAST = "a multicast hardware address, which no interface can have, is refused"
 IFNAME = "an interface name that cannot be is refused before an interface is made"
 ROUTER = "a network's gateway is OVN's router, not the host: nothing answers there"
+GATEWAY = "host-gateway is the host's side of the uplink, since no bridge is there to have an address"
+KINDS = "questions about a known name that only other kinds of records could answer are not sent elsewhere"
+LABEL = "a single label that nobody has does not exist, also where nothing could be asked"
 SCTP = "the relay of published ports carries TCP and UDP, and refuses SCTP"
 
 WANTED = [
@@ -66,5 +69,9 @@ WANTED = [
     (r"net_connect/.*(link-local|endpoint\.sysctls)", OPTION),
     (r"net_traffic/isolation: .*10\.80\.0\.1:2375", ROUTER),
     (r"sctp", SCTP),
+    (r"net_names/hosts files: .*host-gateway", GATEWAY),
+    (r"net_names/embedded names: .*-type=(txt|mx|aaaa) web\.", KINDS),
+    (r"net_names/embedded names: .*--network n3 .*SERVFAIL.* -> .*NXDOMAIN", LABEL),
+    (r"multiple network endpoints: ", ORDER),
     (r"UsernsMode|/stats\?| -> .* is not (implemented by Arca|supported( by the ovs backend)?) yet", ABSENT),
 ]

@@ -100,10 +100,12 @@ impl EndpointSettings {
                     .push("network-scoped alias is supported only for containers in user defined networks".to_owned());
             }
         }
-        if !ipam.ipv4_address.is_empty() && ipam.ipv4_address.parse::<Ipv4Addr>().is_err() {
+        if !ipam.ipv4_address.is_empty() && ipam.ipv4_address.parse::<Ipv4Addr>().map_or(true, |v4| v4.is_unspecified())
+        {
             faults.push(format!("invalid IPv4 address: {}", ipam.ipv4_address));
         }
-        if !ipam.ipv6_address.is_empty() && ipam.ipv6_address.parse::<Ipv6Addr>().is_err() {
+        if !ipam.ipv6_address.is_empty() && ipam.ipv6_address.parse::<Ipv6Addr>().map_or(true, |v6| v6.is_unspecified())
+        {
             faults.push(format!("invalid IPv6 address: {}", ipam.ipv6_address));
         }
         for address in &ipam.link_local_ips {
@@ -111,7 +113,7 @@ impl EndpointSettings {
                 faults.push(format!("invalid link-local IP address: {address}"));
             }
         }
-        if matches!(network, "host" | "none") {
+        if matches!(network, "bridge" | "host" | "none") {
             let nowhere =
                 "user specified IP address is supported only when connecting to networks with user configured subnets";
             faults.extend(std::iter::repeat_n(nowhere.to_owned(), asked));

@@ -124,5 +124,5 @@ fn names_resolve_by_id_then_name_then_unique_prefix() {
     assert_eq!(found(&"a".repeat(64)), Ok("one".into()));
     assert_eq!(found("a"), Err("2 matches found based on ID prefix: network a is ambiguous".into()));
     assert_eq!(found("zz"), Err("network zz not found".into()));
-    assert_eq!(found(""), Err("network  not found".into()));
+    assert_eq!(found(""), Err("3 matches found based on ID prefix: network  is ambiguous".into()));
 }
