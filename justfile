@@ -63,14 +63,20 @@ test *arguments:
 conformance *arguments: build test-image
     ARCA_BIN_DIR={{ target }}/release tests/conformance/run "$@"
 
-# Measure against the budgets (a bench prints, it does not fail); `bench path` compares carriers and peers
+# Measure against the budgets (a bench prints, it does not fail); `bench path` compares carriers and peers, `bench scale` many endpoints
 bench *arguments: build test-image
-    which=figures; if [ "${1-}" = path ]; then which=path; shift; fi; \
+    which=figures; case "${1-}" in path | scale) which=$1; shift ;; esac; \
         ARCA_BIN_DIR={{ target }}/release cargo bench --locked -p arca-tests --bench "$which" -- "$@"
 
 # Make the pages of docs/ that are made from the sources
 docs:
     cargo run --locked --quiet -p arca-api --bin arca -- config reference > docs/configuration.md
+
+# Walk a random sequence of operations against a model, in memory and with a whole engine
+model seed="1" steps="300": build test-image
+    ARCA_MODEL_SEED={{ seed }} ARCA_MODEL_STEPS={{ steps }} cargo test --locked -q -p arca-netd --test engine model
+    ARCA_MODEL_SEED={{ seed }} ARCA_MODEL_STEPS={{ steps }} ARCA_BIN_DIR={{ target }}/release \
+        cargo test --locked -q -p arca-tests --test e2e -- model::
 
 # Run the fuzz targets longer than the tests do: seconds for each target
 fuzz seconds="60":

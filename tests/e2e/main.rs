@@ -13,6 +13,7 @@ mod ipv6;
 mod isolation;
 mod leak_check;
 mod links;
+mod model;
 mod networks;
 mod proofs;
 mod publishing;
@@ -40,6 +41,7 @@ fn tests() -> BTreeMap<String, Test> {
         ("isolation", isolation::TESTS),
         ("leak_check", leak_check::TESTS),
         ("links", links::TESTS),
+        ("model", model::TESTS),
         ("networks", networks::TESTS),
         ("proofs", proofs::TESTS),
         ("publishing", publishing::TESTS),
