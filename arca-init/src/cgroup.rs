@@ -17,7 +17,8 @@ use nix::sys::{
 
 use crate::{crun::is_missing, process::send_signal};
 
-const ROOT: &str = "/sys/fs/cgroup";
+/// Where the hierarchies are mounted.
+pub(crate) const ROOT: &str = "/sys/fs/cgroup";
 /// A killed process ends at its next return from the kernel; these many rounds are seconds.
 const ROUNDS: u32 = 200;
 const ROUND: Duration = Duration::from_millis(20);

@@ -26,6 +26,7 @@ mod reaper;
 mod root;
 mod service;
 mod spec;
+mod stats;
 mod streams;
 mod tapfwd;
 mod workload;

@@ -8,8 +8,9 @@ use arca_proto::init::v1::{
     AttachInput, AttachOpen, AttachOutput, CreateWorkloadRequest, CreateWorkloadResponse, DeleteWorkloadRequest,
     DeleteWorkloadResponse, ExecRequest, ExecResponse, GetMachineRequest, GetMachineResponse, PauseRequest,
     PauseResponse, ProcessRef, ResizeRequest, ResizeResponse, ShutdownRequest, ShutdownResponse, SignalRequest,
-    SignalResponse, StartWorkloadRequest, StartWorkloadResponse, WaitRequest, WaitResponse, WatchWorkloadsRequest,
-    WorkloadStatus, attach_input::Kind, init_server::Init,
+    SignalResponse, StartWorkloadRequest, StartWorkloadResponse, StatsRequest, StatsResponse, UpdateWorkloadRequest,
+    UpdateWorkloadResponse, WaitRequest, WaitResponse, WatchWorkloadsRequest, WorkloadStatus, attach_input::Kind,
+    init_server::Init,
 };
 use tokio::sync::{broadcast::error::RecvError, mpsc};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
@@ -129,6 +130,18 @@ impl Init for Service {
         let workloads = Arc::clone(&self.workloads);
         finish(async move { workloads.pause(&workload_id, frozen).await }).await?;
         Ok(Response::new(PauseResponse {}))
+    }
+
+    async fn stats(&self, request: Request<StatsRequest>) -> Answer<StatsResponse> {
+        let stats = self.workloads.stats(&request.into_inner().workload_id).map_err(|e| status(&e))?;
+        Ok(Response::new(stats))
+    }
+
+    async fn update_workload(&self, request: Request<UpdateWorkloadRequest>) -> Answer<UpdateWorkloadResponse> {
+        let workloads = Arc::clone(&self.workloads);
+        let request = request.into_inner();
+        finish(async move { workloads.update(&request.workload_id, &request.oci_resources).await }).await?;
+        Ok(Response::new(UpdateWorkloadResponse {}))
     }
 
     async fn delete_workload(&self, request: Request<DeleteWorkloadRequest>) -> Answer<DeleteWorkloadResponse> {

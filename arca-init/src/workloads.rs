@@ -13,7 +13,7 @@ use std::{
 };
 
 use arca_proto::{
-    init::v1::{CreateWorkloadRequest, ExecRequest, WorkloadStatus, workload_status::State},
+    init::v1::{CreateWorkloadRequest, ExecRequest, StatsResponse, WorkloadStatus, workload_status::State},
     machine::v1::ExitStatus,
 };
 use nix::sys::signal::Signal;
@@ -28,6 +28,7 @@ use crate::{
     reaper::{Ended, Reaper},
     root,
     spec::{self, Size, Spec},
+    stats,
     streams::{self, Console, Streams},
     workload::{self, Parts, Workload},
 };
@@ -276,6 +277,26 @@ impl Workloads {
         self.crun.simple(&[verb], id, &workload.bundle).await?;
         workload.enter(next);
         Ok(())
+    }
+
+    /// What a workload uses now.
+    pub(crate) fn stats(&self, id: &str) -> Result<StatsResponse, InitError> {
+        let workload = self.find(id)?;
+        workload.require(&[State::Created, State::Running, State::Paused])?;
+        Ok(stats::read(&workload.cgroup, workload.process.pid))
+    }
+
+    /// Changes a workload's limits.
+    pub(crate) async fn update(&self, id: &str, resources: &[u8]) -> Result<(), InitError> {
+        let workload = self.find(id)?;
+        let _gate = workload.gate.lock().await;
+        workload.require(&[State::Created, State::Running, State::Paused])?;
+        let file = workload.bundle.join("resources.json");
+        fs::write(&file, resources).map_err(InitError::file("write", &file))?;
+        let path = file.to_string_lossy();
+        let updated = self.crun.simple(&["update", "--resources", &path], id, &workload.bundle).await;
+        let _ = fs::remove_file(&file);
+        updated
     }
 
     /// Removes a workload that has ended, or ends it first if `force`.

@@ -73,5 +73,5 @@ WANTED = [
     (r"net_names/embedded names: .*-type=(txt|mx|aaaa) web\.", KINDS),
     (r"net_names/embedded names: .*--network n3 .*SERVFAIL.* -> .*NXDOMAIN", LABEL),
     (r"multiple network endpoints: ", ORDER),
-    (r"UsernsMode|/stats\?| -> .* is not (implemented by Arca|supported( by the ovs backend)?) yet", ABSENT),
+    (r"UsernsMode| -> .* is not (implemented by Arca|supported( by the ovs backend)?) yet", ABSENT),
 ]

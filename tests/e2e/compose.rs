@@ -13,13 +13,17 @@ use anyhow::{Context as _, ensure};
 use arca_tests::{
     clients,
     engine::{Engine, Ran},
+    story,
 };
 use serde_json::Value;
 
 use crate::Test;
 
-pub(crate) const TESTS: &[(&str, Test)] =
-    &[("a_shop_opens_in_order_changes_and_closes", shop), ("dependencies_that_never_come_true_are_told", broken)];
+pub(crate) const TESTS: &[(&str, Test)] = &[
+    ("a_shop_opens_in_order_changes_and_closes", shop),
+    ("dependencies_that_never_come_true_are_told", broken),
+    ("networks_with_ipv6", six),
+];
 
 /// One project on one engine.
 struct Project {
@@ -106,6 +110,7 @@ fn shop() -> anyhow::Result<()> {
     isolated(&shop)?;
     scaled(&shop)?;
     driven(&shop)?;
+    adopted(&shop)?;
     changed(&shop)?;
     shop.ok(&["down", "-v", "--remove-orphans", "-t", "0"])?;
     ensure!(engine.docker_ok(&["ps", "-aq"])?.is_empty());
@@ -213,6 +218,19 @@ fn driven(shop: &Project) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Another arca-api takes the services up again and finds them healthy by checks of its own.
+fn adopted(shop: &Project) -> anyhow::Result<()> {
+    let ids = || shop.ok(&["ps", "-q", "--no-trunc"]);
+    let before = ids()?;
+    shop.engine.kill_daemon("arca-api")?;
+    story::wait_until_up(&shop.engine)?;
+    shop.ok(&["up", "-d", "--wait", "--no-deps", "--scale", "worker=1", "web", "db", "cache", "worker"])?;
+    ensure!(ids()? == before, "{before}");
+    let healthy = shop.engine.docker_ok(&["ps", "-q", "--no-trunc", "--filter", "health=healthy"])?;
+    ensure!(healthy.lines().count() == before.lines().count(), "{healthy}");
+    Ok(())
+}
+
 /// Another greeting makes another front and leaves the others alone; its volume and its address stay.
 fn changed(shop: &Project) -> anyhow::Result<()> {
     let ids = || shop.ok(&["ps", "-q", "--no-trunc", "db", "cache"]);
@@ -246,4 +264,27 @@ fn broken() -> anyhow::Result<()> {
     broken.ok(&["--profile", "*", "down", "-t", "0"])?;
     ensure!(broken.engine.docker_ok(&["ps", "-aq"])?.is_empty());
     broken.engine.stop()
+}
+
+fn six() -> anyhow::Result<()> {
+    let Some(six) = Project::new("networks_with_ipv6", "six.yaml")? else { return Ok(()) };
+    six.ok(&["up", "-d", "--wait"])?;
+    let address = |name: &str, network: &str| {
+        let inspect = six.engine.inspect(name)?;
+        let address = inspect["NetworkSettings"]["Networks"][network]["GlobalIPv6Address"].as_str().unwrap_or_default();
+        anyhow::Ok(address.to_owned())
+    };
+    ensure!(address("six-both-1", "six_dual")? == "fd78:1::10");
+    ensure!(six.engine.address("six-both-1", "six_dual")? == "10.78.1.10");
+    ensure!(address("six-only-1", "six_six")?.starts_with("fd78:2::"));
+    ensure!(six.engine.address("six-only-1", "six_six").is_err(), "a network without IPv4 gives no such address");
+    let resolved = six.ok(&["exec", "-T", "client", "nslookup", "-type=aaaa", "both"])?;
+    ensure!(resolved.contains("Address: fd78:1::10"), "{resolved}");
+    for (url, page) in [("http://both/", "both"), ("http://[fd78:1::10]/", "both"), ("http://alone/", "only")] {
+        let said = six.page("client", url);
+        ensure!(said.stdout.trim() == page, "{url}: {said:?}");
+    }
+    six.ok(&["down", "-t", "0"])?;
+    ensure!(six.engine.docker_ok(&["network", "ls", "-q", "--filter", "type=custom"])?.is_empty());
+    six.engine.stop()
 }

@@ -9,6 +9,7 @@ mod clients;
 mod compose;
 mod containers;
 mod daemons;
+mod files;
 mod ipv6;
 mod isolation;
 mod leak_check;
@@ -37,6 +38,7 @@ fn tests() -> BTreeMap<String, Test> {
         ("compose", compose::TESTS),
         ("containers", containers::TESTS),
         ("daemons", daemons::TESTS),
+        ("files", files::TESTS),
         ("ipv6", ipv6::TESTS),
         ("isolation", isolation::TESTS),
         ("leak_check", leak_check::TESTS),

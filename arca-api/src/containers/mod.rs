@@ -16,8 +16,10 @@
 //! A running container is watched by one task (`exit::watch`).
 
 pub mod adopt;
+pub mod archive;
 pub mod attach;
 pub mod bridge;
+pub mod changes;
 pub mod copy_up;
 pub mod create;
 pub mod detach_keys;
@@ -37,10 +39,13 @@ pub mod ports;
 pub mod record;
 pub mod remove;
 pub mod resolv;
+pub mod root;
 pub mod signals;
 pub mod start;
+pub mod stats;
 pub mod stop;
 pub mod top;
+pub mod update;
 pub mod view;
 
 #[cfg(test)]

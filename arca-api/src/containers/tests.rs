@@ -415,7 +415,7 @@ async fn bad_input_is_answered_in_dockers_words_and_never_panics() {
         ("POST", "/containers/web/kill?signal=zz", "", "", 400, "cannot kill container: web: invalid signal: zz"),
         ("POST", "/containers/web/wait?condition=zz", "", "", 400, "invalid condition: \"zz\""),
         ("GET", "/containers/web/logs", "", "", 400, "Bad parameters: you must choose at least one stream"),
-        ("GET", "/containers/web/stats", "", "", 501, "container stats is not implemented by Arca yet"),
+        ("POST", "/containers/web/checkpoints", "", "", 501, "container checkpoint is not implemented by Arca yet"),
         ("GET", "/exec/zz/json", "", "", 404, "No such exec instance: zz"),
         ("GET", "/networks/zz", "", "", 404, "network zz not found"),
         (

@@ -193,6 +193,36 @@ impl Init for Service {
         Ok(Response::new(api::PauseResponse {}))
     }
 
+    async fn stats(&self, request: Request<api::StatsRequest>) -> Answer<api::StatsResponse> {
+        let id = request.into_inner().workload_id;
+        if !self.0.workloads.lock().expect("lock").contains_key(&id) {
+            return Err(Status::not_found("no such workload"));
+        }
+        let interface = api::InterfaceCounters { name: "eth0".into(), rx_bytes: 5, ..Default::default() };
+        Ok(Response::new(api::StatsResponse {
+            read_at_ns: crate::docker::time::now(),
+            cpu_total_ns: 7,
+            online_cpus: 2,
+            memory_usage: 4096,
+            memory_limit: u64::MAX,
+            machine_memory: 1 << 30,
+            interfaces: vec![interface],
+            ..Default::default()
+        }))
+    }
+
+    async fn update_workload(
+        &self,
+        request: Request<api::UpdateWorkloadRequest>,
+    ) -> Answer<api::UpdateWorkloadResponse> {
+        let request = request.into_inner();
+        let asked: serde_json::Value = serde_json::from_slice(&request.oci_resources).expect("resources");
+        if asked["pids"]["limit"] == 666 {
+            return Err(Status::failed_precondition("write pids.max"));
+        }
+        Ok(Response::new(api::UpdateWorkloadResponse {}))
+    }
+
     async fn delete_workload(
         &self,
         request: Request<api::DeleteWorkloadRequest>,

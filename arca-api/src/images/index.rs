@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, fs, io, path::Path};
 
 use serde::{Deserialize, Serialize};
 
+use crate::docker::time::now;
+
 use super::{ImageError, ImageUser, Removed, digest_hex, reference::Reference};
 
 /// One image.
@@ -14,6 +16,9 @@ pub(super) struct Record {
     pub(super) tags: Vec<String>,
     /// Diff ids, bottom first.
     pub(super) layers: Vec<String>,
+    /// When it last got a name, in nanoseconds since the Unix epoch; 0 for never.
+    #[serde(default)]
+    pub(super) tagged: i64,
 }
 
 /// All images, by id.
@@ -45,6 +50,7 @@ impl Index {
         if let Some(record) = self.images.get_mut(id) {
             record.tags.push(tag.to_owned());
             record.tags.sort();
+            record.tagged = now();
         }
     }
 

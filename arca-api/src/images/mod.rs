@@ -24,6 +24,7 @@ mod nodes;
 #[cfg(not(target_os = "linux"))]
 #[path = "nodes_other.rs"]
 mod nodes;
+pub(crate) mod special;
 
 use std::{
     fs::{self, File},
@@ -48,6 +49,8 @@ pub struct Image {
     pub id: String,
     /// `name:tag`, sorted.
     pub repo_tags: Vec<String>,
+    /// When it last got a name, in nanoseconds since the Unix epoch; 0 for never.
+    pub tagged: i64,
     /// `name@sha256:...`; known for pulled images only.
     pub repo_digests: Vec<String>,
     /// Its config, typed.
@@ -259,7 +262,7 @@ impl Store {
         write_atomically(&self.blob_path(&id), config)?;
         let mut index = self.lock();
         let mut next = index.clone();
-        next.images.entry(id.clone()).or_insert_with(|| Record { tags: Vec::new(), layers: diff_ids });
+        next.images.entry(id.clone()).or_insert_with(|| Record { layers: diff_ids, ..Record::default() });
         for tag in tags {
             next.set_tag(tag, &id);
         }
@@ -314,6 +317,7 @@ impl Store {
             layer_sizes,
             created: raw.get("created").and_then(|created| created.as_str()).unwrap_or_default().to_owned(),
             raw: Arc::new(raw),
+            tagged: record.tagged,
             repo_tags: record.tags,
             diff_ids: record.layers,
         })

@@ -12,14 +12,7 @@ use crate::{engine::Engine, http::ApiError};
 
 /// Method, path, name.
 pub const ABSENT: &[(MethodFilter, &str, &str)] = &[
-    (MethodFilter::GET, "/containers/{id}/stats", "container stats"),
-    (MethodFilter::GET, "/containers/{id}/changes", "container diff"),
-    (MethodFilter::GET, "/containers/{id}/export", "container export"),
     (MethodFilter::GET, "/containers/{id}/attach/ws", "container attach over WebSocket"),
-    (MethodFilter::GET, "/containers/{id}/archive", "container cp"),
-    (MethodFilter::HEAD, "/containers/{id}/archive", "container cp"),
-    (MethodFilter::PUT, "/containers/{id}/archive", "container cp"),
-    (MethodFilter::POST, "/containers/{id}/update", "container update"),
     (MethodFilter::POST, "/containers/{id}/checkpoints", "container checkpoint"),
     (MethodFilter::GET, "/containers/{id}/checkpoints", "container checkpoint"),
     (MethodFilter::POST, "/commit", "container commit"),
@@ -29,7 +22,6 @@ pub const ABSENT: &[(MethodFilter, &str, &str)] = &[
     (MethodFilter::POST, "/session", "BuildKit session"),
     (MethodFilter::POST, "/grpc", "BuildKit session"),
     (MethodFilter::POST, "/auth", "registry login"),
-    (MethodFilter::GET, "/system/df", "system df"),
     (MethodFilter::GET, "/distribution/{name}/json", "distribution inspect"),
     (MethodFilter::GET, "/plugins/privileges", "plugins"),
     (MethodFilter::POST, "/plugins/pull", "plugins"),

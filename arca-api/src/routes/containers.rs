@@ -80,7 +80,7 @@ async fn list(State(engine): Shared, query: Query) -> ApiResult<Json<Vec<Value>>
 }
 
 /// Bytes a container has written, and with its image's.
-async fn sizes(engine: &Arc<Engine>, container: &Container) -> ApiResult<(u64, u64)> {
+pub(super) async fn sizes(engine: &Arc<Engine>, container: &Container) -> ApiResult<(u64, u64)> {
     let upper = engine.folder(&container.id).join("upper");
     let (images, id) = (engine.images.clone(), container.with(|record| record.image_id.clone()));
     Engine::blocking(move || {
@@ -92,7 +92,7 @@ async fn sizes(engine: &Arc<Engine>, container: &Container) -> ApiResult<(u64, u
 }
 
 /// Bytes of files and links below a folder; what goes while it is read is passed over.
-fn written(folder: &std::path::Path) -> std::io::Result<u64> {
+pub(super) fn written(folder: &std::path::Path) -> std::io::Result<u64> {
     let mut total = 0;
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {

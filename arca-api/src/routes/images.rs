@@ -17,7 +17,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::{
-    docker::{config::ContainerConfig, time::from_rfc3339},
+    docker::{
+        config::ContainerConfig,
+        time::{from_rfc3339, rfc3339},
+    },
     engine::{Engine, detached},
     http::{ApiError, ApiResult, filters::Filters, frame::ApiVersion, keys, query::Query, upload::Upload},
     images::{Image, ImageError, ImageUser, Removed, reference::Reference},
@@ -51,7 +54,7 @@ pub fn config_of(image: &Image) -> ContainerConfig {
     serde_json::from_value(keys::canonical(raw)).unwrap_or_default()
 }
 
-fn users(engine: &Engine) -> Vec<ImageUser> {
+pub(super) fn users(engine: &Engine) -> Vec<ImageUser> {
     let user = |record: &crate::containers::Record| ImageUser {
         container_id: record.id.clone(),
         image_id: record.image_id.clone(),
@@ -115,7 +118,7 @@ fn glob(text: &str, pattern: &str) -> bool {
 }
 
 /// What older clients get besides, or instead (Docker's version history: 1.43, 1.44, 1.51).
-fn summary(image: &Image, users: usize, version: ApiVersion) -> Value {
+pub(super) fn summary(image: &Image, users: usize, version: ApiVersion) -> Value {
     let labels = config_of(image).labels;
     let mut out = json!({
         "Containers": if version < ApiVersion::v1(51) { json!(-1) } else { json!(users) },
@@ -320,7 +323,7 @@ fn inspect(image: &Image, version: ApiVersion) -> Value {
             "Name": "overlay2",
         },
         "RootFS": {"Type": "layers", "Layers": image.diff_ids},
-        "Metadata": {"LastTagTime": "0001-01-01T00:00:00Z"},
+        "Metadata": {"LastTagTime": rfc3339(image.tagged)},
     });
     if version < ApiVersion::v1(45) {
         let mut empty = json!(ContainerConfig::default());

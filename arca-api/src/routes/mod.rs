@@ -3,12 +3,15 @@
 //! the answer; state lives elsewhere.
 
 pub mod absent;
+pub mod archive;
 pub mod attach;
 pub mod containers;
 pub mod events;
 pub mod images;
 pub mod networks;
+pub mod stats;
 pub mod system;
+pub mod usage;
 pub mod volumes;
 
 use std::sync::Arc;
@@ -29,6 +32,9 @@ pub fn router(engine: Arc<Engine>) -> Router {
         .merge(system::router())
         .merge(containers::router())
         .merge(attach::router())
+        .merge(stats::router())
+        .merge(archive::router())
+        .merge(usage::router())
         .merge(networks::router())
         .merge(volumes::router())
         .merge(images::router())

@@ -37,7 +37,7 @@ pub fn router() -> Router<Arc<Engine>> {
         .route("/volumes/{name}", get(inspect).delete(remove))
 }
 
-fn to_json(engine: &Engine, volume: &Volume) -> Value {
+pub(super) fn to_json(engine: &Engine, volume: &Volume) -> Value {
     let nullable = |map: &BTreeMap<String, String>| if map.is_empty() { Value::Null } else { json!(map) };
     let mut labels = volume.labels.clone();
     if volume.anonymous {
@@ -54,7 +54,7 @@ fn to_json(engine: &Engine, volume: &Volume) -> Value {
     })
 }
 
-fn users(engine: &Engine, name: &str) -> Vec<String> {
+pub(super) fn users(engine: &Engine, name: &str) -> Vec<String> {
     let uses = |record: &crate::containers::Record| record.mounts.iter().any(|mount| mount.name == name);
     let all = engine.containers.all();
     all.iter().filter(|container| container.with(uses)).map(|container| container.id.clone()).collect()

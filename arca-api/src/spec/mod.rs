@@ -133,6 +133,30 @@ pub fn compose(input: &Input<'_>) -> Result<Value, SpecError> {
     Ok(spec)
 }
 
+/// User and group that the container's process runs as; `root` as in [`Input`].
+///
+/// # Errors
+/// [`SpecError`] for a user that nobody knows.
+pub fn owner(config: &ContainerConfig, host: &HostConfig, root: &[PathBuf]) -> Result<(u32, u32), SpecError> {
+    user::resolve(&config.user, list(&host.group_add), root).map(|user| (user.uid, user.gid))
+}
+
+/// What of the OCI configuration may change while the container runs: `linux.resources` without the devices.
+///
+/// # Errors
+/// As [`compose`].
+pub fn limits(host: &HostConfig) -> Result<Value, SpecError> {
+    let mut limits = resources::limits(host)?;
+    if let Some(fields) = limits.as_object_mut() {
+        fields.remove("devices");
+    }
+    if host.pids_limit.is_some_and(|limit| limit <= 0) {
+        // A limit that was is no more. The runtime passes numbers on as they are, and this is the kernel's greatest.
+        limits["pids"] = json!({"limit": 4_194_304});
+    }
+    Ok(limits)
+}
+
 /// The OCI process object of an exec.
 ///
 /// # Errors

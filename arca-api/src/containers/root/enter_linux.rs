@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Makes a container's root the root of the calling thread, which has mounts and root of its own from then on. They go
+//! with the thread.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    path::{Component, Path},
+};
+
+use nix::{
+    fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+    sys::stat::{Mode, mkdirat},
+    unistd::{chdir, chroot, fchdir},
+};
+
+use super::{Mount, Place};
+
+/// The longest option text that mount(2) takes.
+const OPTIONS: usize = 4000;
+
+/// Enters; on failure the thread is good for nothing more.
+pub(super) fn enter(place: &Place) -> io::Result<()> {
+    match place {
+        Place::There(root) => {
+            let root = folder(root)?;
+            unshare(CloneFlags::CLONE_FS)?;
+            change_root(&root)
+        }
+        Place::Mount(wanted) => {
+            unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS)?;
+            let nothing = None::<&str>;
+            mount(nothing, "/", nothing, MsFlags::MS_PRIVATE | MsFlags::MS_REC, nothing)?;
+            match std::fs::create_dir(&wanted.target) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+            let options = options(wanted)?;
+            mount(Some("overlay"), &wanted.target, Some("overlay"), MsFlags::empty(), Some(options.as_str()))?;
+            let root = folder(&wanted.target)?;
+            for (source, target) in &wanted.binds {
+                let place = mount_point(&root, Path::new(target), source.is_dir())?;
+                let place = format!("/proc/self/fd/{}", place.as_raw_fd());
+                mount(Some(source), place.as_str(), nothing, MsFlags::MS_BIND | MsFlags::MS_REC, nothing)?;
+            }
+            change_root(&root)
+        }
+    }
+}
+
+fn folder(path: &Path) -> io::Result<OwnedFd> {
+    Ok(open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?)
+}
+
+fn change_root(root: &OwnedFd) -> io::Result<()> {
+    fchdir(root)?;
+    chroot(".")?;
+    Ok(chdir("/")?)
+}
+
+fn options(wanted: &Mount) -> io::Result<String> {
+    let escaped = |path: &Path| path.to_string_lossy().replace('\\', "\\\\").replace(',', "\\,").replace(':', "\\:");
+    let lower: Vec<String> = wanted.lower.iter().map(|layer| escaped(layer)).collect();
+    let options =
+        format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), escaped(&wanted.upper), escaped(&wanted.work));
+    if options.len() > OPTIONS {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("an image of {} layers cannot be looked into while the container does not run", lower.len()),
+        ));
+    }
+    Ok(options)
+}
+
+/// The place of a mount below `root`, made where it is missing; links lead to places below `root` only.
+fn mount_point(root: &OwnedFd, target: &Path, is_folder: bool) -> io::Result<OwnedFd> {
+    let beneath = |path: &Path, flags: OFlag| {
+        let how =
+            OpenHow::new().flags(flags | OFlag::O_CLOEXEC).mode(mode_of(flags)).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+        openat2(root, path, how)
+    };
+    let mut path = std::path::PathBuf::from(".");
+    let names: Vec<_> = target
+        .components()
+        .filter_map(|part| match part {
+            Component::Normal(name) => Some(name),
+            _ => None,
+        })
+        .collect();
+    for (at, name) in names.iter().enumerate() {
+        let parent = path.clone();
+        path.push(name);
+        match beneath(&path, OFlag::O_PATH) {
+            Ok(_) => {}
+            Err(nix::errno::Errno::ENOENT) if at + 1 == names.len() && !is_folder => {
+                beneath(&path, OFlag::O_CREAT | OFlag::O_WRONLY)?;
+            }
+            Err(nix::errno::Errno::ENOENT) => {
+                let parent = beneath(&parent, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+                mkdirat(&parent, *name, Mode::from_bits_truncate(0o755))?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(beneath(&path, OFlag::O_PATH)?)
+}
+
+/// openat2 refuses a mode where nothing is made.
+fn mode_of(flags: OFlag) -> Mode {
+    if flags.contains(OFlag::O_CREAT) { Mode::from_bits_truncate(0o644) } else { Mode::empty() }
+}
