@@ -22,7 +22,7 @@ mod values;
 pub use args::CommonArgs;
 pub use keys::{KEYS, Key};
 pub use reference::reference;
-pub use values::{BackendKind, LinkKind, MachineKind, Prefix, Prefix6};
+pub use values::{AddressPool, BackendKind, LinkKind, MachineKind, Prefix, Prefix6};
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +70,8 @@ pub struct Config {
     pub uplink_range: Prefix,
     /// Range of its IPv6 side, a /64.
     pub uplink_range6: Prefix6,
+    /// Where subnets nobody named come from; empty: Docker's.
+    pub address_pools: Vec<AddressPool>,
     /// Forwarders for unknown names; empty: the host's own.
     pub dns: Vec<IpAddr>,
     /// Folder of arca-init, arca-tapfwd, arca-helper-agent.
@@ -146,6 +148,7 @@ pub fn load(input: &Input) -> Result<Config, Fatal> {
         kernel_path: path("kernelPath"),
         log_level: parsed::<values::LogLevel>(&raw, "logLevel")?.0,
         uplink_range: parsed(&raw, "uplinkRange")?,
+        address_pools: parsed::<values::AddressPools>(&raw, "addressPools")?.0,
         uplink_range6: parsed(&raw, "uplinkRange6")?,
         dns: parsed::<values::Addresses>(&raw, "dns")?.0,
         guest_directory: path("guestDirectory"),

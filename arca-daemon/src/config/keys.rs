@@ -97,6 +97,18 @@ pub const KEYS: &[Key] = &[
         live: false,
     },
     Key {
+        name: "addressPools",
+        variable: "ARCA_ADDRESS_POOLS",
+        meaning: "ranges that networks without a subnet take theirs from, RANGE:LENGTH; empty: Docker's",
+        allowed: "`RANGE:LENGTH`, an IPv4 range and the prefix length (up to 29) of the subnets cut from it: a list in the \
+                  file, separated by commas elsewhere",
+        default: "172.18.0.0/16 to 172.31.0.0/16, then 192.168.0.0/16 in pieces of /20",
+        more: "As `default-address-pools` of Docker's engine. The first free piece of the first range that has one is taken; \
+               pieces that overlap a network, a route or a name server of the host are stepped over. Networks that exist \
+               keep theirs, and `bridge` is 172.17.0.0/16 whatever stands here.",
+        live: false,
+    },
+    Key {
         name: "dns",
         variable: "ARCA_DNS",
         meaning: "servers unknown names are forwarded to, comma-separated; empty: those of the host",

@@ -51,10 +51,16 @@ fn flags_over_environment_over_file_over_defaults_each_with_its_source() {
 
 #[test]
 fn a_tilde_is_the_users_home_and_toml_says_the_same() {
-    let home = home_with(&[("config.toml", "socketPath = \"~/d.sock\"\ndns = [\"10.0.0.1\", \"fd00::1\"]\n")]);
+    let home = home_with(&[(
+        "config.toml",
+        "socketPath = \"~/d.sock\"\ndns = [\"10.0.0.1\", \"fd00::1\"]\n\
+         addressPools = [\"10.10.0.0/16:24\", \"10.8.0.0/14:16\"]\n",
+    )]);
     let config = load(&input(home.path(), &[], &[])).expect("valid");
     assert_eq!(config.paths.docker_socket, Path::new("/home/u/d.sock"));
     assert_eq!(config.dns.len(), 2);
+    let pools = [(config.address_pools[0].base.to_string(), config.address_pools[0].size)];
+    assert_eq!((config.address_pools.len(), pools), (2, [("10.10.0.0/16".to_owned(), 24)]));
 }
 
 #[test]
@@ -93,8 +99,12 @@ fn every_wrong_value_names_key_value_place_and_what_is_allowed() {
         ("networkBackend", "ovn", "must be one of: ovs, vmnet"),
         ("machine", "docker", "must be one of: auto, namespace, vm"),
         ("link", "tap", "must be one of: auto, stream, tap-fd, cable"),
+        ("logLevel", "loud", "must be error, warn, info, debug or trace"),
         ("logLevel", "", "must be error, warn, info, debug or trace"),
         ("uplinkRange", "10.0.0.1/24", "has host bits set"),
+        ("addressPools", "10.10.0.0/16", "is not RANGE:LENGTH such as 10.10.0.0/16:24"),
+        ("addressPools", "10.10.0.0/16:8", "the length must be 16 to 29"),
+        ("addressPools", "10.10.0.1/16:24", "has host bits set"),
         ("dns", "example", "`example` is no IP address"),
     ] {
         let text = error(&[("config.json", &format!("{{\"{key}\": \"{value}\"}}"))], &[]);

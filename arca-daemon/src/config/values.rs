@@ -99,6 +99,38 @@ impl fmt::Display for Prefix {
     }
 }
 
+/// A range that subnets are cut from, `10.10.0.0/16:24`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AddressPool {
+    /// The whole range.
+    pub base: Prefix,
+    /// Prefix length of each piece, from the range's own to 29.
+    pub size: u8,
+}
+
+pub(super) struct AddressPools(pub(super) Vec<AddressPool>);
+
+impl FromStr for AddressPools {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+        parts.map(pool).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+fn pool(text: &str) -> Result<AddressPool, String> {
+    let form = || format!("`{text}` is not RANGE:LENGTH such as 10.10.0.0/16:24");
+    let (base, size) = text.split_once(':').ok_or_else(form)?;
+    let base: Prefix = base.parse().map_err(|why| format!("`{base}` {why}"))?;
+    let size: u8 = size.parse().map_err(|_| form())?;
+    if (base.length..=29).contains(&size) {
+        Ok(AddressPool { base, size })
+    } else {
+        Err(format!("`{text}`: the length must be {} to 29", base.length))
+    }
+}
+
 /// An IPv6 range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prefix6 {
@@ -150,8 +182,11 @@ impl FromStr for LogLevel {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        // To a filter a lone word is the name of a module, and a mistyped level would silence everything.
+        let level = |word: &str| word.parse::<tracing::Level>().is_ok() || word == "off";
+        let clear = text.split(',').all(|part| part.contains(['=', '[']) || level(part.trim()));
         match tracing_subscriber::EnvFilter::try_new(text) {
-            Ok(_) if !text.is_empty() => Ok(Self(text.to_owned())),
+            Ok(_) if clear && !text.is_empty() => Ok(Self(text.to_owned())),
             _ => Err("must be error, warn, info, debug or trace, or a filter such as arca_netd=debug,info".to_owned()),
         }
     }

@@ -149,6 +149,17 @@ impl Engine {
         if let Err(error) = self.configure_machine_of(first).await {
             tracing::warn!(endpoint_id = %first.id, %error, "default route was not moved after a detach");
         }
+        // The default bridge that was kept by its containers follows the configuration once the last has gone.
+        let wanted = self.settings.default_kind.kind();
+        let kept = |endpoint: &&Endpoint| {
+            let network = state.networks.get(&endpoint.network);
+            network.is_some_and(|network| network.predefined && network.name() == "bridge" && network.kind != wanted)
+        };
+        if endpoints.iter().any(kept)
+            && let Err(error) = self.follow_config().await
+        {
+            tracing::warn!(%error, "the default bridge network does not follow the configuration yet");
+        }
         Ok(())
     }
 

@@ -8,6 +8,7 @@
 
 use std::{
     fs::{self, OpenOptions},
+    io::IsTerminal as _,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -26,7 +27,7 @@ use nix::{
 use tokio::{
     net::UnixDatagram,
     process::{Child, Command},
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal as Hangups, SignalKind, signal},
     sync::{mpsc, oneshot},
     task::JoinSet,
 };
@@ -56,7 +57,10 @@ pub(super) async fn run(config: &Config, common: &CommonArgs) -> anyhow::Result<
         fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
     }
     let (trigger, shutdown) = Shutdown::on_signals()?;
-    common.reload_on_hangup(config)?;
+    // On a terminal the signal means that the terminal has gone, and the engine goes with it.
+    if !std::io::stderr().is_terminal() {
+        common.reload_on_hangup(config)?;
+    }
     let found_machines = super::control::machines_left(config);
     let (reports, mut reported) = mpsc::channel(DAEMONS.len());
     let mut tasks = JoinSet::new();
@@ -129,8 +133,8 @@ struct Daemon {
     log: PathBuf,
     notify: UnixDatagram,
     notify_path: PathBuf,
-    /// SIGHUP of this process, passed on.
-    hangups: tokio::signal::unix::Signal,
+    /// SIGHUP of this process, passed on; none on a terminal.
+    hangups: Option<Hangups>,
     /// Resolves when the daemon that uses this one has ended; this one stops after it.
     above: Option<oneshot::Receiver<()>>,
     /// Dropped at this one's end, which tells the one below.
@@ -162,7 +166,10 @@ impl Daemon {
         let mut arguments = vec!["serve".to_owned()];
         arguments.extend(flags(config));
         let log = config.paths.log.join(format!("{name}.log"));
-        let hangups = signal(SignalKind::hangup())?;
+        let hangups = match std::io::stderr().is_terminal() {
+            true => None,
+            false => Some(signal(SignalKind::hangup())?),
+        };
         Ok(Self { name, program, arguments, log, notify, notify_path, hangups, above, _gone: gone })
     }
 
@@ -193,7 +200,7 @@ impl Daemon {
                         }
                     }
                     // A daemon that is not ready yet may not expect it, and reads the configuration anyway.
-                    Some(()) = self.hangups.recv() => {
+                    Some(()) = hangup(&mut self.hangups) => {
                         if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()).filter(|_| ready) {
                             let _ = kill(Pid::from_raw(pid), Signal::SIGHUP);
                         }
@@ -260,6 +267,13 @@ impl Daemon {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
         let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("(empty log)");
         Fatal::new(failure, format!("{} {status}: {last} (log: {})", self.name, self.log.display()))
+    }
+}
+
+async fn hangup(hangups: &mut Option<Hangups>) -> Option<()> {
+    match hangups {
+        Some(hangups) => hangups.recv().await,
+        None => std::future::pending().await,
     }
 }
 
