@@ -36,14 +36,14 @@ fn engine() -> anyhow::Result<Engine> {
 }
 
 /// Runs a program of the helper image inside the helper machine.
-fn in_helper(arguments: &[&str]) -> anyhow::Result<String> {
+pub(crate) fn in_helper(arguments: &[&str]) -> anyhow::Result<String> {
     let pid = helper_process("arca-helper-agent", Some("init"))?.to_string();
     let mut all = vec!["--target", &pid, "--mount", "--pid", "--net", "--root", "--wd", "--"];
     all.extend(arguments);
     isolation::output("nsenter", &all)
 }
 
-fn nbctl(arguments: &[&str]) -> anyhow::Result<String> {
+pub(crate) fn nbctl(arguments: &[&str]) -> anyhow::Result<String> {
     let mut all = vec!["/usr/bin/ovn-nbctl", "--no-leader-only"];
     all.extend(arguments);
     in_helper(&all)
@@ -65,7 +65,7 @@ fn allocated_by_ovn() -> anyhow::Result<()> {
 
 /// Runs `work` while the agent repairs nothing: its threads for control stand still. Those that move frames go on, so
 /// what fails meanwhile fails for want of the row and not of the way.
-fn unrepaired<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+pub(crate) fn unrepaired<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     use nix::sys::{
         ptrace,
         wait::{WaitPidFlag, waitpid},
@@ -102,7 +102,7 @@ fn destroy(table: &str, find: &str) -> anyhow::Result<()> {
 }
 
 /// Asks until it is so. From outside, the agent's repair has no event to wait for.
-fn eventually(what: &str, mut is_so: impl FnMut() -> bool) -> anyhow::Result<()> {
+pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) -> anyhow::Result<()> {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !is_so() {
         ensure!(Instant::now() < deadline, "{what} did not come back");

@@ -17,3 +17,4 @@ pub mod leaks;
 pub mod measure;
 pub mod outside;
 pub mod story;
+pub mod wire;
