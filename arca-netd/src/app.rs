@@ -24,6 +24,7 @@ use crate::{
     hostnet,
     model::{Endpoint, Kind, NetworkId},
     peers::{agent::Agent, relay::Relay},
+    pools::AddressPool,
     service::{NAME, Service},
     store::{Store, StoreError},
     validate::create::DefaultKind,
@@ -42,6 +43,8 @@ pub struct Parts {
     pub forwarders: Vec<String>,
     /// What "" and "bridge" mean.
     pub default_kind: DefaultKind,
+    /// Where subnets nobody named come from; empty: Docker's.
+    pub pools: Vec<AddressPool>,
     /// Of the native backend.
     pub vmnet: vmnet::Settings,
 }
@@ -69,7 +72,7 @@ impl App {
         let backends = Backends::new(Arc::new(ovn), Arc::clone(&vmnet));
         let peers =
             crate::engine::Peers { agent: Arc::clone(&agent), relay: Arc::clone(&relay), helper: Arc::clone(&helper) };
-        let settings = Settings::new(parts.default_kind);
+        let settings = Settings::new(parts.default_kind, parts.pools);
         let engine = Engine::new(store, backends, peers, settings).await?;
         // What a previous life left half done goes before anything is compared with it.
         engine.recover().await?;
@@ -189,9 +192,18 @@ pub async fn start(config: &Config) -> anyhow::Result<App> {
             BackendKind::Ovs => DefaultKind::Ovs,
             BackendKind::Vmnet => DefaultKind::Vmnet,
         },
+        pools: pools(config)?,
         vmnet: vmnet_settings(config),
     };
     Ok(App::start(store, system_id, boot, parts).await?)
+}
+
+fn pools(config: &Config) -> anyhow::Result<Vec<AddressPool>> {
+    let pool = |pool: &arca_daemon::config::AddressPool| {
+        let base = ipnet::Ipv4Net::new(pool.base.network, pool.base.length)?;
+        anyhow::Ok(AddressPool::new(base, pool.size)?)
+    };
+    config.address_pools.iter().map(pool).collect()
 }
 
 fn vmnet_settings(config: &Config) -> vmnet::Settings {

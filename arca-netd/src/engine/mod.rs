@@ -72,10 +72,10 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Docker's pools.
+    /// With these pools; without any, Docker's.
     #[must_use]
-    pub fn new(default_kind: DefaultKind) -> Self {
-        Self { pools: pools::docker_defaults(), default_kind }
+    pub fn new(default_kind: DefaultKind, pools: Vec<AddressPool>) -> Self {
+        Self { pools: if pools.is_empty() { pools::docker_defaults() } else { pools }, default_kind }
     }
 }
 

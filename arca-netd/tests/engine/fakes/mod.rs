@@ -187,6 +187,7 @@ impl World {
             carrier: Carrier::Stream,
             forwarders: vec!["10.0.0.53:53".into()],
             default_kind: DefaultKind::Ovs,
+            pools: Vec::new(),
             vmnet: arca_netd::backend::vmnet::Settings { tag: "0".repeat(8), marker: self.path("vmnet") },
         };
         let boot: Arc<dyn Boot> = Arc::clone(&self.boot) as Arc<dyn Boot>;
