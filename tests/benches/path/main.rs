@@ -39,6 +39,8 @@ fn main() -> ExitCode {
         return told(done);
     }
     if isolation::errand().is_none() {
+        // Inside there is no way out.
+        paths::fetch_peers();
         return match isolation::rerun("path", &arguments) {
             Ok(status) => ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1)),
             Err(error) => {
@@ -196,7 +198,7 @@ fn probe(path: &Path, kind: &Kind, report: &mut Report, seconds: f64) -> anyhow:
         let (bytes, rate) = probes::streams(ends, count, back, time)?;
         let costs = meter.stop();
         add(figure, "Gbit/s", rate / 1e9);
-        if count == 1 && !back {
+        if count == 1 && !back && !path.processes.is_empty() {
             #[expect(clippy::cast_precision_loss, reason = "a ratio")]
             let gibibytes = bytes as f64 / f64::from(1 << 30);
             let total: f64 = costs.values().map(|cost| cost.seconds).sum();

@@ -238,16 +238,31 @@ fn dockerd_published() -> anyhow::Result<Path> {
     Ok(dockerd.path(at_the_host(right)?, false))
 }
 
+/// Unpacks pasta of Debian where it is neither installed nor unpacked; without a network it is left out later, by name.
+pub(crate) fn fetch_peers() {
+    let folder = cache().join("tools/passt");
+    if !folder.exists() && Command::new("pasta").arg("--version").output().is_err() {
+        let unpack = File::new(env!("CARGO_MANIFEST_DIR")).join("../helpervm-image/unpack");
+        let mut command = Command::new(unpack);
+        command.arg("bookworm").arg(cache().join("apt")).arg(folder).arg("passt");
+        let _ = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    }
+}
+
 fn pasta() -> anyhow::Result<Path> {
     let unpacked = cache().join("tools/passt/usr/bin/pasta");
     let program = if unpacked.exists() { unpacked } else { PathBuf::from("pasta") };
     let holder = Holder::start()?;
     let folder = tempfile::Builder::new().prefix("x-pasta-").tempdir_in("/tmp")?;
     let port = PORT.to_string();
+    // By a mount: pasta has given up the right to look into another process when it opens the namespace.
+    let netns = folder.path().join("netns").display().to_string();
+    fs::write(&netns, "")?;
+    isolation::run("mount", &["--bind", &format!("/proc/{}/ns/net", holder.pid()), &netns])?;
     let mut command = Command::new(&program);
     command
         .args(["--foreground", "--quiet", "--runas", "0", "--config-net", "-t", &port, "-u", &port])
-        .args(["-T", "none", "-U", "none", "--netns", &format!("/proc/{}/ns/net", holder.pid())])
+        .args(["-T", "none", "-U", "none", "--netns", &netns])
         .stdin(Stdio::null())
         .stderr(fs::File::create(folder.path().join("log"))?);
     let child = command.spawn().with_context(|| format!("start {} (package passt)", program.display()))?;
