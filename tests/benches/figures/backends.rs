@@ -35,7 +35,8 @@ pub(crate) fn measure(engine: &Engine, report: &mut Report, rounds: usize, write
     }
     let (vmnet, ovs) = (paths.pop().context("vmnet")?, paths.pop().context("ovs")?);
     if write {
-        put(median(&ovs.3), median(&vmnet.3))?;
+        // Flat out: at a slower pace it is the scheduler that is measured as soon as the machine does anything else.
+        put(median(&ovs.4), median(&vmnet.4))?;
     }
     let others = [("ovs backend", ovs.3), ("ovs backend", ovs.4)];
     let figures = [("RTT p50, vmnet backend, 100/s", vmnet.3), ("RTT p50, vmnet backend, flat out", vmnet.4)];
