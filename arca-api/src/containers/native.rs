@@ -105,8 +105,8 @@ fn line(endpoint: &netd::Endpoint, network: &str) -> Option<String> {
     let names: Vec<&String> = endpoint.dns_names.iter().filter(usable).collect();
     let first = names.first()?;
     let plain = names.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(" ");
-    let network = usable(&&network.to_owned()).then(|| format!(" {first}.{network}")).unwrap_or_default();
-    Some(format!("{address}\t{plain}{network}{MARK}"))
+    let qualified = if usable(&&network.to_owned()) { format!(" {first}.{network}") } else { String::new() };
+    Some(format!("{address}\t{plain}{qualified}{MARK}"))
 }
 
 /// Replaces the lines that are kept here. In place, for a mount follows the file; over what is there instead of after

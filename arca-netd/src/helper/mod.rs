@@ -76,6 +76,7 @@ pub struct Booted {
 }
 
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one of it in a process")]
 enum State {
     Idle,
     Starting,
