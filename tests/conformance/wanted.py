@@ -27,6 +27,7 @@ SANDBOX = "host and none have no sandbox of their own, so there is no file to na
 MULTICAST = "a multicast hardware address, which no interface can have, is refused"
 IFNAME = "an interface name that cannot be is refused before an interface is made"
 ROUTER = "a network's gateway is OVN's router, not the host: nothing answers there"
+MODE = "a network mode given as part of an id stays as it was given; Docker completes it at the first start"
 GATEWAY = "host-gateway is the host's side of the uplink, since no bridge is there to have an address"
 KINDS = "questions about a known name that only other kinds of records could answer are not sent elsewhere"
 LABEL = "a single label that nobody has does not exist, also where nothing could be asked"
@@ -54,7 +55,8 @@ WANTED = [
     (r'Propagation: "rslave" -> "rprivate"', "Docker's own folder lies below the bound one here, which it then binds as rslave"),
     (r"net_versions/.*HostConfig\.\w+: (null -> (\[\]|\{\})|false -> null)$", LISTS),
     # Networks.
-    (r"net_create/pools: .*p3[12]|networks/create: .*10\.82\.0\.0/31|0\.0\.0\.0/0", PREFIX),
+    (r"net_create/pools: .*p3[12]|networks/create: .*(10\.82\.0\.0/31|\\nn5|\"n5)|0\.0\.0\.0/0|fe80::/64", PREFIX),
+    (r"net_create/prefixes: \$ docker start -a cp", MODE),
     (r"net_create/pools: .*10\.64\.0\.254", FIRST),
     (r"net_create/families: .*(ula|small6)|\.GlobalIPv6Address: \"", EUI64),
     (r"net_create/options: .*driver\.mtu\":\"68\"", MTU),
