@@ -54,7 +54,7 @@ WANTED = [
     (r'Propagation: "rslave" -> "rprivate"', "Docker's own folder lies below the bound one here, which it then binds as rslave"),
     (r"net_versions/.*HostConfig\.\w+: (null -> (\[\]|\{\})|false -> null)$", LISTS),
     # Networks.
-    (r"net_create/pools: .*p3[12]|networks/create: .*(10\.82\.0\.0/31|\\nn5|\"n5)|0\.0\.0\.0/0|fe80::/64|fe80::/64", PREFIX),
+    (r"net_create/pools: .*p3[12]|networks/create: .*(10\.82\.0\.0/31|\\nn5|\"n5)|0\.0\.0\.0/0|fe80::/64", PREFIX),
     (r"net_create/prefixes: \$ docker start -a cp", MODE),
     (r"net_create/pools: .*10\.64\.0\.254", FIRST),
     (r"net_create/options: .*driver\.mtu\":\"68\"", MTU),
