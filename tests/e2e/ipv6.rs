@@ -8,7 +8,7 @@ use std::{fs, net::Ipv6Addr};
 use anyhow::{Context as _, ensure};
 use arca_tests::{
     engine::Engine,
-    isolation::{in_network_of, output, run},
+    isolation::{self as namespaces, in_network_of, output, run},
     outside::{ADDRESS, ADDRESS6, GATEWAY6, Outside, WHO_PORT, ask_who, serve_who},
     story,
 };
@@ -199,6 +199,20 @@ fn alone() -> anyhow::Result<()> {
     ensure!(unknown.code != 0 && unknown.stdout.contains("NXDOMAIN"), "{unknown:?}");
     let length = in_network_of(engine.pid("bb")?, || ask_by_tcp("aa"))?;
     ensure!(length > 12 + 16, "an answer with an address, not {length} bytes");
+
+    // What carries queries dies with its process and comes back with it.
+    let own = namespaces::network_of(engine.pid("bb")?)?;
+    let here = |pid: &u32| {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        name.trim() == "arca-tapfwd" && namespaces::network_of(*pid).is_ok_and(|network| network == own)
+    };
+    let processes = || fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = || processes().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let tapfwd = pids().find(here).context("arca-tapfwd of bb")?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(tapfwd.try_into()?), nix::sys::signal::Signal::SIGKILL)?;
+    let again = "until nslookup aa > /dev/null 2>&1; do :; done";
+    inside(&engine, "bb", &["timeout", "20", "sh", "-c", again])?;
+    ensure!(!here(&tapfwd) && pids().any(|pid| here(&pid)), "another arca-tapfwd");
 
     ensure!(ask_who(engine.pid("bb")?, ADDRESS6, WHO_PORT)? == GATEWAY6);
     ensure!(ask_who(engine.pid("bb")?, ADDRESS, WHO_PORT).is_err(), "no IPv4 leads out");
