@@ -131,6 +131,9 @@ class Client:
             end = "closed"
         except TimeoutError:
             end = "open"
+        except (BrokenPipeError, ConnectionResetError):
+            # The engine had ended it before all was sent.
+            end = "closed"
         except OSError as failure:
             end = type(failure).__name__
         stream.close()

@@ -11,6 +11,7 @@ import re
 TEXT = [
     (re.compile(r"\b[0-9a-f]{64}\b"), "<id>"),
     (re.compile(r'"execDuration":"\d+"'), '"execDuration":"<seconds>"'),
+    (re.compile(r"execDuration=\d+"), "execDuration=<seconds>"),
     (re.compile(r"\b0001-01-01T00:00:00Z"), "<never>"),
     (re.compile(r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?( ?(Z|[+-]\d\d:?\d\d)( [A-Z]{3})?)?"), "<time>"),
     (re.compile(r"\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b"), "<mac>"),

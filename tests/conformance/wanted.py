@@ -27,7 +27,7 @@ MULTICAST = "a multicast hardware address, which no interface can have, is refus
 IFNAME = "an interface name that cannot be is refused before an interface is made"
 ROUTER = "a network's gateway is OVN's router, not the host: nothing answers there"
 MODE = "a network mode given as part of an id stays as it was given; Docker completes it at the first start"
-GATEWAY = "host-gateway is the host's side of the uplink, since no bridge is there to have an address"
+INIT = "--init is kept and shown, but no init process goes before the command yet"
 KINDS = "questions about a known name that only other kinds of records could answer are not sent elsewhere"
 LABEL = "a single label that nobody has does not exist, also where nothing could be asked"
 SCTP = "the relay of published ports carries TCP and UDP, and refuses SCTP"
@@ -47,6 +47,7 @@ WANTED = [
     (r":: \.body\.DockerVersion: ", VERSION),
     (r'(system|net_create)/bodies: .* :: \.body\.message: "invalid JSON: .* -> "invalid JSON: ', WORDS),
     (r'create faults: POST \S+ \{("Image":""|"Cmd":\["x"\])\} :: ', IMAGE),
+    (r"run --rm --init ", INIT),
     (r"registry-1\.docker\.io", REFERENCE),
     (r"docker load :: .*docker-import-\d+/repositories", "an empty archive is told without a temporary file's name"),
     (r"exec/\$E/resize", "two texts of containerd for one fault, by chance of time"),
@@ -69,7 +70,6 @@ WANTED = [
     (r"net_connect/.*(link-local|endpoint\.sysctls)", OPTION),
     (r"net_traffic/isolation: .*10\.80\.0\.1:2375", ROUTER),
     (r"sctp", SCTP),
-    (r"net_names/hosts files: .*host-gateway", GATEWAY),
     (r"net_names/embedded names: .*-type=(txt|mx|aaaa) web\.", KINDS),
     (r"net_names/embedded names: .*--network n3 .*SERVFAIL.* -> .*NXDOMAIN", LABEL),
     (r"multiple network endpoints: ", ORDER),
