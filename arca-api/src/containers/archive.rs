@@ -76,7 +76,7 @@ pub async fn read(
         let facts = entered.and_then(|()| facts(&path).map_err(|error| missing(&error)));
         let good = facts.is_ok();
         if found.send(facts).is_ok() && good {
-            send(pieces, |out| pack(out, &path));
+            send(&pieces, |out| pack(out, &path));
         }
     });
     let facts = answer.await.map_err(|_| ApiError::internal("the thread for the container's files ended early"))??;
@@ -127,7 +127,7 @@ pub async fn export(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiResu
     root::within(engine.clone(), container.clone(), View::Bare, move |inside| {
         let good = inside.is_ok();
         if entered.send(inside).is_ok() && good {
-            send(pieces, |out| {
+            send(&pieces, |out| {
                 let names = children(Path::new("/"))?;
                 names.iter().try_for_each(|name| add(out, &Path::new("/").join(name), name.as_bytes()))
             });
@@ -230,7 +230,7 @@ fn go_mode(metadata: &fs::Metadata) -> u32 {
 type Tar = tar::Builder<io::BufWriter<Sender>>;
 
 /// Sends a tar stream; a client that leaves ends it, any other failure is told in the stream.
-fn send(pieces: mpsc::Sender<io::Result<Bytes>>, pack: impl FnOnce(&mut Tar) -> io::Result<()>) {
+fn send(pieces: &mpsc::Sender<io::Result<Bytes>>, pack: impl FnOnce(&mut Tar) -> io::Result<()>) {
     let mut tar = tar::Builder::new(io::BufWriter::with_capacity(PIECE, Sender(pieces.clone())));
     tar.follow_symlinks(false);
     let sent = pack(&mut tar).and_then(|()| tar.into_inner()).and_then(|mut out| out.flush());

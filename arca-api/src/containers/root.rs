@@ -33,15 +33,18 @@ pub enum View {
 
 /// How a thread comes into the container.
 #[derive(Debug)]
+#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "read where a root can be entered"))]
 enum Place {
-    /// Its root is there, seen through a process that has it mounted.
-    There(PathBuf),
+    /// Its root is there, seen through a process that has it mounted. That process is in a cgroup with `within` in its
+    /// path, or it is another one that got its number meanwhile.
+    There { pid: u32, path: PathBuf, within: Option<String> },
     /// It has to be mounted.
     Mount(Mount),
 }
 
 /// An overlay, and what is mounted over it.
 #[derive(Debug)]
+#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "read where a root can be entered"))]
 struct Mount {
     /// Topmost first.
     lower: Vec<PathBuf>,
@@ -65,7 +68,7 @@ pub fn within(
         let place = place(&engine, &container, view);
         let mounted = match &place {
             Place::Mount(mount) => Some((op, mount.target.clone())),
-            Place::There(_) => None,
+            Place::There { .. } => None,
         };
         let (done, ended) = oneshot::channel::<()>();
         let id = container.id.clone();
@@ -96,15 +99,11 @@ fn place(engine: &Engine, container: &Container, view: View) -> Place {
     let record = container.record();
     let folder = engine.folder(&record.id);
     if let Some(live) = container.live().filter(|_| record.state.is_running()) {
-        let root = |pid: u32| PathBuf::from(format!("/proc/{pid}/root"));
-        return Place::There(match view {
-            View::Whole => root(record.state.pid),
+        return match view {
+            View::Whole => Place::There { pid: record.state.pid, path: "/".into(), within: Some(record.id) },
             // The overlay alone is mounted where the machine's own first process sees it.
-            View::Bare => {
-                let rootfs = folder.join("bundle/rootfs");
-                root(live.machine.pid()).join(rootfs.strip_prefix("/").unwrap_or(&rootfs))
-            }
-        });
+            View::Bare => Place::There { pid: live.machine.pid(), path: folder.join("bundle/rootfs"), within: None },
+        };
     }
     let points = record.mounts.iter().filter(|point| view == View::Whole && point.kind != "tmpfs");
     Place::Mount(Mount {

@@ -110,7 +110,7 @@ fn names_travel_as_they_are() {
     std::os::unix::fs::symlink(format!("/{long}"), folder.path().join("d/link")).expect("link");
     let (pieces, mut stream) = mpsc::channel(64);
     let path = format!("{}/d/.", folder.path().display());
-    send(pieces, |out| pack(out, &path));
+    send(&pieces, |out| pack(out, &path));
     let mut bytes = Vec::new();
     while let Ok(piece) = stream.try_recv() {
         bytes.extend(piece.expect("no error"));

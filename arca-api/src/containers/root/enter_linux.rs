@@ -24,8 +24,14 @@ const OPTIONS: usize = 4000;
 /// Enters; on failure the thread is good for nothing more.
 pub(super) fn enter(place: &Place) -> io::Result<()> {
     match place {
-        Place::There(root) => {
-            let root = folder(root)?;
+        Place::There { pid, path, within } => {
+            let process = Path::new("/proc").join(pid.to_string());
+            let root = folder(&process.join("root").join(path.strip_prefix("/").unwrap_or(path)))?;
+            // Asked after the root was opened: the number was the container's all the time then.
+            let groups = std::fs::read_to_string(process.join("cgroup"))?;
+            if within.as_ref().is_some_and(|name| !groups.contains(name.as_str())) {
+                return Err(io::Error::new(io::ErrorKind::NotFound, "its process has ended"));
+            }
             unshare(CloneFlags::CLONE_FS)?;
             change_root(&root)
         }
