@@ -9,7 +9,10 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use arca_netd::helper::{Uplink, host, uplink::Names};
+use arca_netd::helper::{
+    Uplink, host,
+    uplink::{Names, Ranges},
+};
 
 const INSIDE: &str = "ARCA_TEST_INSIDE";
 
@@ -150,5 +153,51 @@ fn engines_side_by_side_keep_apart_and_share_forwarding() {
         assert!(host::connect(&one, uplink, &a, false).await.unwrap());
         host::disconnect(&one).await.unwrap();
         assert_eq!(forwarding(), "1\n");
+    });
+}
+
+#[test]
+fn the_ipv6_side_is_made_and_undone_and_advertised_routes_stay() {
+    if !inside("the_ipv6_side_is_made_and_undone_and_advertised_routes_stay") {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let setting = |name: &str| text("cat", &[&format!("/proc/sys/net/ipv6/conf/{name}")]);
+        std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "0").unwrap();
+        // An interface that listens to advertisements, and one that does not.
+        text("ip", &["link", "add", "lan0", "type", "veth", "peer", "name", "lan1"]);
+        std::fs::write("/proc/sys/net/ipv6/conf/lan0/accept_ra", "1").unwrap();
+        std::fs::write("/proc/sys/net/ipv6/conf/lan1/accept_ra", "0").unwrap();
+        let ranges = Ranges { v4: "192.168.127.0/24".parse().unwrap(), v6: "fd00:77::/48".parse().unwrap() };
+        let (one, two) = (Names::of("00000001"), Names::of("00000002"));
+        let (first, second) = (Helper::start(), Helper::start());
+        let uplink = Uplink::choose(ranges.v4, &[]).unwrap().with_v6(ranges, &[]);
+        assert!(host::connect(&one, uplink, &first.netns(), false).await.unwrap());
+        let addresses = text("ip", &["-6", "-o", "addr", "show", "arca-00000001"]);
+        assert!(addresses.contains("fd00:77::1/64 scope global") && !addresses.contains("tentative"), "{addresses}");
+        assert!(text("ip", &["-6", "route"]).contains("fd00:77::/64 dev arca-00000001"));
+        let rules = text("nft", &["list", "table", "ip6", "arca_00000001"]);
+        assert!(rules.contains("ip6 saddr fd00:77::/64 oifname != \"arca-00000001\" masquerade"), "{rules}");
+        assert!(rules.contains("oifname \"arca-00000001\" ct state") && rules.contains("drop"), "{rules}");
+        let all = || ["all/forwarding", "lan0/accept_ra", "lan1/accept_ra"].map(setting).concat();
+        assert_eq!(all(), "1\n2\n0\n");
+        assert!(host::connect(&one, uplink, &first.netns(), true).await.unwrap(), "again changes nothing");
+        assert_eq!(rules, text("nft", &["list", "table", "ip6", "arca_00000001"]));
+
+        // Another engine on the same IPv6 network finds it taken, and takes the next one.
+        let next = Uplink::choose(ranges.v4, &[uplink.net()]).unwrap();
+        let clash = next.with_v6(Ranges { v4: next.net(), ..ranges }, &[]);
+        assert_eq!(clash.v6(), uplink.v6());
+        assert!(!host::connect(&two, clash, &second.netns(), false).await.unwrap());
+        assert!(!text("ip", &["-o", "link"]).contains(&two.interface), "it left nothing");
+        let other = next.with_v6(ranges, &[]);
+        assert!(host::connect(&two, other, &second.netns(), false).await.unwrap());
+
+        // The mark is handed over with what it names, and the last one restores everything.
+        host::disconnect(&one).await.unwrap();
+        assert_eq!(all(), "1\n2\n0\n");
+        host::disconnect(&two).await.unwrap();
+        assert_eq!((all(), text("nft", &["list", "ruleset"])), ("0\n1\n0\n".into(), String::new()));
     });
 }
