@@ -182,7 +182,7 @@ pub async fn start(config: &Config) -> anyhow::Result<App> {
     let parts = Parts {
         relayd: config.paths.relayd_socket(),
         carrier: match config.link {
-            LinkKind::Auto => Carrier::Stream,
+            LinkKind::Auto => Carrier::Unspecified,
             LinkKind::Stream => Carrier::Stream,
             LinkKind::TapFd => Carrier::TapFd,
             LinkKind::Cable => Carrier::Cable,
