@@ -67,8 +67,21 @@ impl Machine {
     /// # Errors
     /// [`ConfigureError`]; of routes and redirect, the part that worked stays and is remembered.
     pub async fn configure(&self, wanted: Configuration) -> Result<(), ConfigureError> {
+        self.configure_or_keep(wanted, None).await
+    }
+
+    /// As [`Machine::configure`]; where 127.0.0.11 would lead nowhere any more it leads to `kept`.
+    ///
+    /// # Errors
+    /// As [`Machine::configure`].
+    pub async fn configure_or_keep(
+        &self,
+        mut wanted: Configuration,
+        kept: Option<IpAddr>,
+    ) -> Result<(), ConfigureError> {
         // Only this lock while the slot's is taken: detach takes them the other way round, but never both at once.
         let mut configuration = self.configuration.lock().await;
+        wanted.resolver = wanted.resolver.or(kept.filter(|_| configuration.resolver.is_some()));
         for (family, link) in [(Family::V4, wanted.default_route), (Family::V6, wanted.default_route_v6)] {
             match link {
                 Some(link) => {

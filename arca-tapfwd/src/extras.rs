@@ -42,7 +42,8 @@ impl TryFrom<proto::SetInterfaceRequest> for Extras {
             // "ipv4/conf/eth0/name": nothing above, and nothing of another interface.
             let parts: Vec<&str> = entry.name.split('/').collect();
             let plain = |part: &str| {
-                !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+                !part.is_empty()
+                    && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
             };
             match parts.as_slice() {
                 ["ipv4" | "ipv6" | "mpls", group, name, key]

@@ -26,6 +26,7 @@ pub mod cli;
 pub mod configure;
 pub mod detach;
 pub mod dhcp;
+pub mod extras;
 mod frames;
 pub mod kernel;
 pub mod machine;

@@ -17,6 +17,7 @@ use tonic::{Code, Request, Response, Status};
 use crate::attach::{AttachError, Progress, StepError};
 use crate::configure::{Configuration, ConfigureError};
 use crate::dhcp::{DhcpError, Lease};
+use crate::extras::{Extras, ExtrasError};
 use crate::machine::{self, Machine};
 use crate::settings::{InvalidSettings, Settings, timeout};
 
@@ -100,11 +101,23 @@ impl Tap for Service {
         &self,
         request: Request<proto::ConfigureRequest>,
     ) -> Result<Response<proto::ConfigureResponse>, Status> {
-        let wanted = configuration(&request.into_inner())?;
+        let request = request.into_inner();
+        let wanted = configuration(&request)?;
+        // Of use only where it is an address.
+        let kept = request.resolver_kept_v4.parse().ok().map(IpAddr::V4);
         let machine = Arc::clone(&self.machine);
-        let done = tokio::spawn(async move { machine.configure(wanted).await }).await;
+        let done = tokio::spawn(async move { machine.configure_or_keep(wanted, kept).await }).await;
         done.map_err(|e| Status::internal(format!("configure: {e}")))?.map_err(ServiceError::from)?;
         Ok(Response::new(proto::ConfigureResponse {}))
+    }
+
+    async fn set_interface(
+        &self,
+        request: Request<proto::SetInterfaceRequest>,
+    ) -> Result<Response<proto::SetInterfaceResponse>, Status> {
+        let extras = Extras::try_from(request.into_inner()).map_err(ServiceError::from)?;
+        extras.apply(&self.machine.kernel).await.map_err(ServiceError::from)?;
+        Ok(Response::new(proto::SetInterfaceResponse {}))
     }
 
     async fn list_interfaces(
@@ -127,6 +140,8 @@ enum ServiceError {
     Attach(Box<AttachError>),
     #[error(transparent)]
     Configure(#[from] ConfigureError),
+    #[error(transparent)]
+    Extras(#[from] ExtrasError),
 }
 
 /// The one place where errors become gRPC codes.
@@ -143,6 +158,8 @@ impl From<ServiceError> for Status {
                     _ => Code::Internal,
                 },
             },
+            ServiceError::Extras(ExtrasError::Invalid(_) | ExtrasError::Foreign(..)) => Code::InvalidArgument,
+            ServiceError::Extras(_) => Code::Internal,
             ServiceError::Configure(ConfigureError::NotAttached(_)) => Code::FailedPrecondition,
             ServiceError::Configure(_) => Code::Internal,
         };

@@ -4,6 +4,7 @@
 //! Each test runs as a process of its own in private namespaces and must leave nothing behind there: after it, the
 //! [`Snapshot`] taken before it is compared. `cargo test -p arca-tests -- NAME` runs one; see `tests/README.md`.
 
+mod attach;
 mod bad_input;
 mod clients;
 mod compose;
@@ -15,6 +16,7 @@ mod isolation;
 mod leak_check;
 mod links;
 mod model;
+mod names;
 mod networks;
 mod proofs;
 mod publishing;
@@ -33,6 +35,7 @@ type Test = fn() -> anyhow::Result<()>;
 /// Every test, by name.
 fn tests() -> BTreeMap<String, Test> {
     let modules: &[(&str, &[(&str, Test)])] = &[
+        ("attach", attach::TESTS),
         ("bad_input", bad_input::TESTS),
         ("clients", clients::TESTS),
         ("compose", compose::TESTS),
@@ -44,6 +47,7 @@ fn tests() -> BTreeMap<String, Test> {
         ("leak_check", leak_check::TESTS),
         ("links", links::TESTS),
         ("model", model::TESTS),
+        ("names", names::TESTS),
         ("networks", networks::TESTS),
         ("proofs", proofs::TESTS),
         ("publishing", publishing::TESTS),

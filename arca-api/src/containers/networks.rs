@@ -156,6 +156,8 @@ pub fn request(record: &Record, name: &str, wish: &Attachment, live: Option<&Liv
         mac: if wish.mac_asked { wish.settings.mac_address.clone() } else { String::new() },
         gateway_priority: wish.settings.gw_priority,
         driver_options: wish.settings.driver_opts.clone().unwrap_or_default().into_iter().collect(),
+        links: wish.settings.links.clone().unwrap_or_default(),
+        dns: record.host.dns.clone(),
         publishes: record.host.publish_all_ports || !record.host.port_bindings.is_empty(),
         beside: record.networks.keys().filter(|other| *other != name).cloned().collect(),
         ..netd::AttachRequest::default()

@@ -102,10 +102,14 @@ async fn attach(
         (true, Ok(live)) => {
             let process = init::ProcessRef { workload_id: container.id.clone(), exec_id: String::new() };
             let serving = container.clients.serving();
-            let session = attach::open(&live.init, process, streams)
-                .await
-                .map_err(|status| ApiError::internal(format!("attach: {}", status.message())))?;
-            Source::Now(Box::new(session), serving)
+            match attach::open(&live.init, process, streams).await {
+                Ok(session) => Source::Now(Box::new(session), serving),
+                // It ends in this moment: as in Docker, there is nothing more to come, and wait tells the exit code.
+                Err(status) => {
+                    tracing::debug!(container_id = container.id, error = status.message(), "attach at the end");
+                    Source::None
+                }
+            }
         }
         (true, Err(_)) => Source::AtStart(container.clients.wait(streams)),
     };

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use arca_proto::{helper::v1 as proto, ports::LinkNumber, relay::v1 as relay};
 
@@ -404,6 +404,12 @@ pub struct Endpoint {
     pub carrier: Carrier,
     /// Machine it belongs to.
     pub machine: String,
+    /// Names answered to that machine only: alias to a name of the network.
+    pub links: BTreeMap<Name, Name>,
+    /// Who is asked for names that no network knows; empty: the configured servers.
+    pub forwarders: Vec<SocketAddr>,
+    /// Addresses it may use beside its own.
+    pub extra: Vec<IpAddr>,
 }
 
 impl TryFrom<proto::Endpoint> for Endpoint {
@@ -418,6 +424,15 @@ impl TryFrom<proto::Endpoint> for Endpoint {
         let mut seen = BTreeSet::new();
         let names = m.names.iter().map(|n| Name::new("names", n)).collect::<Result<Vec<_>, _>>()?;
         let hostname = if m.hostname.is_empty() { None } else { Some(Name::new("hostname", &m.hostname)?) };
+        let mut links = BTreeMap::new();
+        for (alias, name) in &m.links {
+            links.insert(Name::new("links", alias)?, Name::new("links", name)?);
+        }
+        let addresses = |field, texts: &[String]| -> Result<Vec<IpAddr>, Invalid> {
+            texts.iter().map(|text| text.parse().map_err(|e| bad(field, e))).collect()
+        };
+        let forwarders = addresses("forwarders", &m.forwarders)?;
+        let extra = addresses("extra_addresses", &m.extra_addresses)?;
         Ok(Self {
             id: EndpointId::new(&m.id)?,
             network: NetworkId::new(&m.network_id)?,
@@ -429,6 +444,9 @@ impl TryFrom<proto::Endpoint> for Endpoint {
             hostname,
             carrier,
             machine: m.machine_id,
+            links,
+            forwarders: forwarders.into_iter().map(|address| SocketAddr::new(address, 53)).collect(),
+            extra,
         })
     }
 }

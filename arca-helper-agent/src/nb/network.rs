@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Rows of one network and of the endpoints on it. Called by [`super::rows::rows`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use super::address::{Addresses, MacAddr, reverse_name};
-use super::model::{Config, Declared, Endpoint, Network, Network4, Network6, NetworkId, Protocol};
+use super::model::{Config, Declared, Endpoint, Name, Network, Network4, Network6, NetworkId, Protocol};
 use super::rows::{Owner, RouterParts, Rows, SUBNETS4, SUBNETS6, Table, acl, allow, fold};
 use crate::ovsdb::{Atom, Value};
 
@@ -312,6 +312,8 @@ fn endpoint(rows: &mut Rows, n: &Network, endpoint: &Declared<Endpoint>, address
     let e = &endpoint.object;
     let owner = Owner { id: e.id.as_str(), generation: endpoint.generation, network: Some(&n.id) };
     let known: String = addresses.iter().map(|a| format!(" {a}")).collect();
+    // Only with an address of its own: a port without any would otherwise be held to these.
+    let extra: String = e.extra.iter().filter(|_| !known.is_empty()).map(|a| format!(" {a}")).collect();
     // OVN allocates nothing for "MAC IP dynamic" and the like: an endpoint with an IPv6 address is fixed once all its
     // addresses are known.
     let complete = addresses != Addresses::default();
@@ -331,7 +333,7 @@ fn endpoint(rows: &mut Rows, n: &Network, endpoint: &Declared<Endpoint>, address
             ("name", e.id.as_str().into()),
             ("type", "".into()),
             ("addresses", wanted.into()),
-            ("port_security", format!("{}{known}", e.mac).into()),
+            ("port_security", format!("{}{known}{extra}", e.mac).into()),
             ("options", Value::map(options)),
             ("dhcpv4_options", Value::set(dhcp.v4.clone())),
             ("dhcpv6_options", Value::set(dhcp.v6.clone())),
@@ -342,6 +344,8 @@ fn endpoint(rows: &mut Rows, n: &Network, endpoint: &Declared<Endpoint>, address
 /// Records of OVN's native DNS. A name of several endpoints is left to the resolver: OVN would give its addresses
 /// always in the same order, and drops answers that do not fit into a packet.
 fn records(n: &Network, members: &Members<'_>) -> BTreeMap<String, String> {
+    // Somebody means another container by such a name: the resolver knows who asks, OVN does not.
+    let linked: BTreeSet<&str> = members.iter().flat_map(|(e, _)| e.object.links.keys()).map(Name::as_str).collect();
     let mut owners: BTreeMap<&str, Vec<Addresses>> = BTreeMap::new();
     let mut records = BTreeMap::new();
     for (endpoint, addresses) in members.iter().filter(|(_, a)| *a != Addresses::default()) {
@@ -358,7 +362,9 @@ fn records(n: &Network, members: &Members<'_>) -> BTreeMap<String, String> {
         let [addresses] = addresses.as_slice() else { continue };
         let text = addresses.iter().map(|a: IpAddr| a.to_string()).collect::<Vec<_>>().join(" ");
         records.insert(format!("{name}.{}", n.name.as_str()), text.clone());
-        records.insert(name.to_owned(), text);
+        if !linked.contains(name) {
+            records.insert(name.to_owned(), text);
+        }
     }
     records
 }

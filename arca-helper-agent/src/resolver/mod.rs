@@ -99,9 +99,10 @@ async fn serve_udp(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
             Verdict::Drop => {}
             Verdict::Reply(reply) => send(&socket, &reply, client).await,
             Verdict::Forward(query) => {
+                let own = shared.names.borrow().forwarders(client.ip()).to_vec();
                 let (socket, shared) = (Arc::clone(&socket), Arc::clone(&shared));
                 tokio::spawn(async move {
-                    if let Verdict::Reply(reply) = shared.forwarder.forward(&query, Transport::Udp).await {
+                    if let Verdict::Reply(reply) = shared.forwarder.forward(&query, Transport::Udp, &own).await {
                         send(&socket, &reply, client).await;
                     }
                 });
@@ -149,7 +150,10 @@ async fn converse(mut stream: TcpStream, client: SocketAddr, shared: &Shared) ->
         };
         let verdict = answer(&shared.names.borrow(), client.ip(), &message, Transport::Tcp);
         let verdict = match verdict {
-            Verdict::Forward(query) => shared.forwarder.forward(&query, Transport::Tcp).await,
+            Verdict::Forward(query) => {
+                let own = shared.names.borrow().forwarders(client.ip()).to_vec();
+                shared.forwarder.forward(&query, Transport::Tcp, &own).await
+            }
             other => other,
         };
         match verdict {

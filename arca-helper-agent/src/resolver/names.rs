@@ -2,7 +2,7 @@
 //! Who may ask for which names: made by the service from what is declared and learned, read by the resolver for each query.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::nb::address::{Subnet4, Subnet6, reverse_name};
@@ -23,6 +23,10 @@ struct View {
     networks: Vec<usize>,
     /// Some network of it leads out, so unknown names are forwarded.
     forward: bool,
+    /// Who is asked for them; empty: the configured servers.
+    forwarders: Vec<SocketAddr>,
+    /// Aliases that only this machine knows: the network, and the name they stand for there.
+    links: HashMap<String, (usize, String)>,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -70,9 +74,16 @@ impl NameTable {
             let addresses = desired.addresses(endpoint, learned);
             let (view, sources) = views.entry(&endpoint.machine).or_default();
             view.forward |= !network.internal;
+            if view.forwarders.is_empty() {
+                view.forwarders.clone_from(&endpoint.forwarders);
+            }
             sources.extend(addresses.iter());
             let Some(position) = index.get(&endpoint.network) else { continue };
             view.networks.push(*position);
+            for (alias, name) in &endpoint.links {
+                let link = (*position, name.as_str().to_owned());
+                view.links.entry(alias.as_str().to_owned()).or_insert(link);
+            }
             let names = &mut table.networks[*position];
             for name in &endpoint.names {
                 for name in [name.as_str().to_owned(), format!("{}.{}", name.as_str(), network.name.as_str())] {
@@ -97,9 +108,19 @@ impl NameTable {
         table
     }
 
+    /// Who is asked for what nobody here knows, for who asks; empty: the configured servers.
+    pub fn forwarders(&self, source: IpAddr) -> &[SocketAddr] {
+        self.machines.get(&source).map_or(&[], |view| &view.forwarders)
+    }
+
     /// Looks a name up for who asks: lower case, no final dot. `None` when nobody is known to have the source address.
     pub fn lookup(&self, source: IpAddr, name: &str) -> Option<Known<'_>> {
         let view = self.machines.get(&source)?;
+        if let Some((network, meant)) = view.links.get(name)
+            && let Some(addresses) = self.networks.get(*network).and_then(|network| network.addresses.get(meant))
+        {
+            return Some(Known::Host(addresses));
+        }
         let mut vacant = false;
         for network in view.networks.iter().filter_map(|n| self.networks.get(*n)) {
             if let Some(addresses) = network.addresses.get(name) {

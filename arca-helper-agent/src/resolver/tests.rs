@@ -33,7 +33,11 @@ fn table() -> NameTable {
     for (n, net, machine) in
         [(100, 18, 100), (101, 18, 101), (111, 19, 101), (102, 19, 102), (112, 20, 102), (103, 20, 103), (104, 21, 104)]
     {
-        let e = proto::Endpoint { machine_id: format!("machine{machine}"), ..endpoint(n, net) };
+        let mut e = proto::Endpoint { machine_id: format!("machine{machine}"), ..endpoint(n, net) };
+        if n == 100 {
+            e.links = [("mine".to_owned(), "web101".to_owned()), ("later".to_owned(), "nobody-yet".to_owned())].into();
+            e.forwarders = vec!["192.0.2.9".into()];
+        }
         let object: Endpoint = e.try_into().unwrap();
         learned.insert(EndpointId::new(&id(n)).unwrap(), allocated(&format!("m 172.{net}.0.{n}")));
         desired.endpoints.insert(object.id.clone(), Declared { generation: 1, object });
@@ -78,6 +82,19 @@ fn names_are_answered_by_who_asks() {
     assert_eq!((code("web100"), code("example.com")), (ResponseCode::NXDomain, ResponseCode::ServFail), "internal");
     assert!(a("172.21.0.104", "web104").is_none(), "no names on the default bridge");
     assert_eq!(a("10.9.9.9", "web100").unwrap().metadata.response_code, ResponseCode::Refused);
+}
+
+#[test]
+fn links_and_own_name_servers_are_one_machines_alone() {
+    let a = |source, name| ask(source, &question(name, RecordType::A), Transport::Udp);
+    let reply = a("172.18.0.100", "Mine").expect("known");
+    assert_eq!(addresses(&reply), ["172.18.0.101".parse::<IpAddr>().unwrap()]);
+    assert!(a("172.18.0.101", "mine").is_none(), "foreign to everybody else");
+    assert!(a("172.18.0.100", "later").is_none(), "what it stands for is not there");
+    let table = table();
+    let servers = |source: &str| table.forwarders(source.parse().unwrap()).to_vec();
+    assert_eq!(servers("172.18.0.100"), ["192.0.2.9:53".parse().unwrap()]);
+    assert!(servers("172.18.0.101").is_empty() && servers("10.9.9.9").is_empty());
 }
 
 #[test]

@@ -211,6 +211,7 @@ proptest! {
         let e = proto::Endpoint {
             id: id.clone(), network_id: text.clone(), link: number, mac: text.clone(), static_v4: text.clone(),
             static_v6: text.clone(), names: vec![text.clone()], hostname: text.clone(), machine_id: id.clone(), carrier: 9,
+            links: [(text.clone(), id.clone())].into(), forwarders: vec![text.clone()], extra_addresses: vec![id.clone()],
         };
         let n = proto::Network { id: id.clone(), name: text.clone(), subnet_v4: text.clone(), mtu: number, ..network(18) };
         let p = proto::PublishedPort { id, endpoint_id: text, protocol: 7, vip_port: number, target_port: number };

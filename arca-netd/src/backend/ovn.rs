@@ -12,7 +12,7 @@ use arca_proto::{
     hello::Carrier,
     helper::v1::{self as helper, ErrorKind, ObjectKind},
     relay::v1 as relay,
-    tap::v1::{AttachNetworkRequest, attach_progress},
+    tap::v1::{AttachNetworkRequest, SetInterfaceRequest, Sysctl, attach_progress},
 };
 use async_trait::async_trait;
 
@@ -20,7 +20,7 @@ use super::{Addresses, Backend, Capabilities};
 use crate::{
     attach::{Step, run_all},
     error::{Error, Result},
-    model::{Endpoint, Network, Place, Publication},
+    model::{Endpoint, Extras, Network, Place, Publication},
     peers::{
         agent::Agent,
         objects,
@@ -227,6 +227,23 @@ struct Attach<'a> {
     progress: Option<Attaching>,
 }
 
+/// Sysctls and further addresses, as arca-tapfwd wants them told. Link-local networks have their prefix by definition.
+fn extras(interface: &str, extras: &Extras) -> SetInterfaceRequest {
+    let sysctl = |(group, key, value): &(String, String, String)| Sysctl {
+        name: format!("{group}/{interface}/{key}"),
+        value: value.clone(),
+    };
+    let address = |address: &std::net::IpAddr| match address {
+        std::net::IpAddr::V4(address) => format!("{address}/16"),
+        std::net::IpAddr::V6(address) => format!("{address}/64"),
+    };
+    SetInterfaceRequest {
+        interface: interface.to_owned(),
+        sysctls: extras.sysctls.iter().map(sysctl).collect(),
+        addresses: extras.link_local.iter().map(address).collect(),
+    }
+}
+
 struct Rows;
 struct Address;
 struct Interface;
@@ -300,7 +317,11 @@ impl<'a> Step<Attach<'a>> for Interface {
         let mut progress = a.tap.attach(request).await?;
         let listening = progress.until(attach_progress::Step::Listening).await;
         a.progress = Some(progress);
-        listening
+        listening?;
+        if a.endpoint.extras.touch_interface() {
+            a.tap.set_interface(extras(&a.place.interface, &a.endpoint.extras)).await?;
+        }
+        Ok(())
     }
 
     async fn undo(&self, a: &mut Attach<'a>) -> Result<()> {

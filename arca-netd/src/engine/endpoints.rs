@@ -306,6 +306,7 @@ fn intent(
         address_v4,
         address_v6: None,
         gateway_priority: wanted.gateway_priority,
+        extras: wanted.extras.clone(),
         phase: Phase::Pending,
         generation,
     };

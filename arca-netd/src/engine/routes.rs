@@ -54,11 +54,14 @@ fn settings(state: &State, machine: &MachineId) -> Option<ConfigureRequest> {
     let resolver_v4 = by_v4.and_then(|e| v4(e)).or_else(|| of_machine().filter_map(|e| v4(e)).min());
     let resolver_v6 = by_v6.and_then(|e| v6(e)).or_else(|| of_machine().filter_map(|e| v6(e)).min());
     let address = |resolver: Option<(String, String)>| resolver.map(|(_, gateway)| gateway).unwrap_or_default();
+    // After the last user network a container still asks 127.0.0.11, as in Docker: for foreign names any gateway will do.
+    let kept = by_v4.and_then(|endpoint| state.networks.get(&endpoint.network)?.v4.as_ref().map(|v4| v4.gateway));
     Some(ConfigureRequest {
         default_route_link: link(by_v4),
         default_route_link_v6: Some(link(by_v6)),
         // One way to the resolver is enough.
         resolver_v6: if resolver_v4.is_none() { address(resolver_v6) } else { String::new() },
+        resolver_kept_v4: kept.map(|gateway| gateway.to_string()).unwrap_or_default(),
         resolver_v4: address(resolver_v4),
     })
 }

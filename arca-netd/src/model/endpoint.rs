@@ -12,6 +12,7 @@ use arca_proto::{dial::Address, hello::Carrier, ports::LinkNumber};
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
+use super::extras::Extras;
 use super::ids::{EndpointId, MacAddr, MachineId, NetworkId, WorkloadId};
 
 /// How far an endpoint has come. Only `Active` ones were ever acknowledged to a client.
@@ -74,6 +75,9 @@ pub struct Endpoint {
     pub address_v6: Option<Ipv6Net>,
     /// `gw-priority`.
     pub gateway_priority: i32,
+    /// Links, name servers, further addresses, sysctls.
+    #[serde(default)]
+    pub extras: Extras,
     /// How far it has come.
     pub phase: Phase,
     /// Generation the helper's agent knows it by.

@@ -52,6 +52,11 @@ pub fn endpoint(endpoint: &Endpoint, network: &Network) -> Option<proto::Object>
     let names = names::dns_names(endpoint, network).into_iter().filter(|name| names::is_dns_name(name));
     let hostname = [endpoint.hostname.as_str(), endpoint.workload_name.as_str(), endpoint.workload.short()];
     let hostname = hostname.into_iter().find(|name| names::is_dns_name(name));
+    let links = endpoint.extras.links.iter().filter(|(alias, name)| {
+        // On the default bridge there are no names, so no others for them either.
+        network.dns && names::is_dns_name(alias) && names::is_dns_name(name)
+    });
+    let links = links.map(|(alias, name)| (alias.clone(), name.clone()));
     let kind = proto::object::Kind::Endpoint(proto::Endpoint {
         id: endpoint.id.to_string(),
         network_id: endpoint.network.to_string(),
@@ -63,6 +68,9 @@ pub fn endpoint(endpoint: &Endpoint, network: &Network) -> Option<proto::Object>
         hostname: hostname.unwrap_or_default().to_owned(),
         carrier: relay::Carrier::from(place.carrier).into(),
         machine_id: place.machine.as_str().to_owned(),
+        links: links.collect(),
+        forwarders: endpoint.extras.dns.iter().map(ToString::to_string).collect(),
+        extra_addresses: endpoint.extras.link_local.iter().map(ToString::to_string).collect(),
     });
     Some(proto::Object { generation: endpoint.generation, kind: Some(kind) })
 }

@@ -45,6 +45,18 @@ impl Tap {
         Ok(Attaching(self.client.attach_network(request).await.map_err(Error::peer(WHO, what))?.into_inner()))
     }
 
+    /// Sets what an interface has beside its attachment.
+    ///
+    /// # Errors
+    /// If the machine does not answer or its kernel refuses.
+    pub async fn set_interface(&mut self, request: proto::SetInterfaceRequest) -> Result<()> {
+        let what = "set an interface";
+        match timeout(SHORT, self.client.set_interface(request)).await {
+            Ok(answer) => answer.map(drop).map_err(Error::peer(WHO, what)),
+            Err(_) => Err(Error::Unavailable(format!("{WHO} did not {what} within {} s", SHORT.as_secs()))),
+        }
+    }
+
     /// Takes an interface away. What is not attached is no error, and a machine that is gone none worth stopping for.
     ///
     /// # Errors

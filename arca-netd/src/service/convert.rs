@@ -8,7 +8,7 @@ use arca_proto::{dial::Address, netd::v1 as proto, relay::v1 as relay};
 use crate::{
     engine::{Engine, Event, EventKind},
     error::{Error, Result},
-    model::{Endpoint, Kind, MachineId, Network, Phase, Protocol, Publication, ShownPool, Spec, WorkloadId},
+    model::{Endpoint, Extras, Kind, MachineId, Network, Phase, Protocol, Publication, ShownPool, Spec, WorkloadId},
     names,
     publish::Binding,
     store::State,
@@ -84,6 +84,8 @@ pub(super) fn wanted(message: proto::AttachRequest) -> Result<Wanted> {
             Some((id, Address::try_from(address).map_err(|error| Error::Invalid(error.to_string()))?))
         }
     };
+    let driver_options = message.driver_options.into_iter().collect();
+    let extras = Extras::read(&message.links, &message.dns, &message.link_local, &driver_options)?;
     Ok(Wanted {
         network: message.network,
         machine,
@@ -96,7 +98,8 @@ pub(super) fn wanted(message: proto::AttachRequest) -> Result<Wanted> {
         link_local: message.link_local,
         mac: message.mac,
         gateway_priority: message.gateway_priority,
-        driver_options: message.driver_options.into_iter().collect(),
+        driver_options,
+        extras,
         demands: Demands { dynamic: message.dynamic, publishes: message.publishes, beside: message.beside },
     })
 }

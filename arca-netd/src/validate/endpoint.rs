@@ -12,7 +12,7 @@ use super::joined;
 use crate::{
     backend::{Capabilities, vmnet},
     error::{Error, Result},
-    model::{Kind, MacAddr, MachineId, Network, PoolV4, PoolV6, WorkloadId},
+    model::{Extras, Kind, MacAddr, MachineId, Network, PoolV4, PoolV6, WorkloadId},
     store::State,
 };
 
@@ -43,6 +43,8 @@ pub struct Wanted {
     pub gateway_priority: i32,
     /// `driver-opt`.
     pub driver_options: BTreeMap<String, String>,
+    /// What else was asked for, read.
+    pub extras: Extras,
     /// What a backend may not be able to do for it.
     pub demands: Demands,
 }
@@ -114,9 +116,6 @@ pub fn check(network: &Network, state: &State, wanted: &Wanted) -> Result<Checke
         "" => None,
         text => Some(text.parse::<MacAddr>().map_err(|error| Error::Invalid(error.to_string()))?),
     };
-    if !wanted.link_local.is_empty() {
-        return Err(Error::Unsupported("link-local addresses are not supported yet".into()));
-    }
     let interface = interface(wanted)?;
     if v4.is_some_and(|address| is_taken_v4(network, state, address))
         || v6.is_some_and(|address| is_taken_v6(network, state, address))
@@ -221,11 +220,6 @@ fn sysctl_fault(wanted: &Wanted) -> Option<String> {
 }
 
 fn interface(wanted: &Wanted) -> Result<Option<String>> {
-    if wanted.driver_options.contains_key(SYSCTLS) {
-        return Err(Error::Unsupported(
-            "driver option com.docker.network.endpoint.sysctls is not supported yet".into(),
-        ));
-    }
     let Some(name) = wanted.driver_options.get(IFNAME).filter(|name| !name.is_empty()) else { return Ok(None) };
     // dev_valid_name() of Linux.
     let valid = name.len() < 16
@@ -276,6 +270,7 @@ mod tests {
             mac: String::new(),
             gateway_priority: 0,
             driver_options: BTreeMap::new(),
+            extras: Extras::default(),
             demands: Demands::default(),
         }
     }

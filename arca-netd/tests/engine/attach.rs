@@ -4,7 +4,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arca_netd::validate::endpoint::Wanted;
+use arca_netd::{model::Extras, validate::endpoint::Wanted};
 
 use crate::fakes::{World, eventually, wanted, workload};
 
@@ -44,6 +44,31 @@ async fn an_attach_reaches_every_peer_and_a_detach_leaves_nothing() {
     world.assert_clean("after detach");
     world.engine().remove_network("front".into()).await.unwrap();
     eventually("rows of the network go", || world.agent.networks() == 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn extras_reach_whom_they_concern() {
+    let mut world = World::new().await;
+    let machine = world.machine(1);
+    world.network("n", "10.9.0.0/24").await;
+    let extras = Extras {
+        links: [("mine".to_owned(), "db".to_owned())].into(),
+        dns: vec!["192.0.2.9".parse().unwrap()],
+        link_local: vec!["169.254.9.9".parse().unwrap()],
+        sysctls: vec![("ipv4/conf".into(), "log_martians".into(), "1".into())],
+    };
+    let made = world.attach(Wanted { extras, ..wanted("n", 1, &machine) }).await;
+    let row = world.agent.endpoint(made.id.as_str());
+    assert_eq!(
+        (row.links["mine"].as_str(), row.forwarders, row.extra_addresses),
+        ("db", vec!["192.0.2.9".to_owned()], vec!["169.254.9.9".to_owned()])
+    );
+    let set = world.taps[&1].extras();
+    assert_eq!((set.len(), set[0].interface.as_str(), set[0].addresses[0].as_str()), (1, "eth0", "169.254.9.9/16"));
+    assert_eq!(
+        (set[0].sysctls[0].name.as_str(), set[0].sysctls[0].value.as_str()),
+        ("ipv4/conf/eth0/log_martians", "1")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,9 +15,12 @@ use std::{
 use arca_netd::{
     app::{self, App, Parts},
     helper::{Boot, Booted, Uplink},
-    model::{Endpoint, NetworkId, Spec, WorkloadId},
+    model::{Endpoint, Extras, NetworkId, Spec, WorkloadId},
     store::{Store, StoreError},
-    validate::{create::DefaultKind, endpoint::{Demands, Wanted}},
+    validate::{
+        create::DefaultKind,
+        endpoint::{Demands, Wanted},
+    },
 };
 use arca_proto::{dial::Address, listen::bind_unix, relay::v1::Carrier};
 use async_trait::async_trait;
@@ -281,6 +284,7 @@ pub(crate) fn wanted(network: &str, n: u8, address: &Address) -> Wanted {
         mac: String::new(),
         gateway_priority: 0,
         driver_options: BTreeMap::new(),
+        extras: Extras::default(),
         demands: Demands::default(),
     }
 }

@@ -30,6 +30,7 @@ pub(crate) struct FakeTap {
 struct State {
     interfaces: BTreeMap<u32, proto::AttachNetworkRequest>,
     configured: Vec<proto::ConfigureRequest>,
+    extras: Vec<proto::SetInterfaceRequest>,
 }
 
 impl FakeTap {
@@ -54,6 +55,11 @@ impl FakeTap {
     pub(crate) fn configured(&self) -> (u32, String) {
         let state = self.state.lock().unwrap();
         state.configured.last().map(|c| (c.default_route_link, c.resolver_v4.clone())).unwrap_or_default()
+    }
+
+    /// What was set on interfaces beside the attachments.
+    pub(crate) fn extras(&self) -> Vec<proto::SetInterfaceRequest> {
+        self.state.lock().unwrap().extras.clone()
     }
 
     pub(crate) fn configures(&self) -> usize {
@@ -118,6 +124,14 @@ impl Tap for FakeTap {
         }
         self.state.lock().unwrap().configured.push(request.into_inner());
         Ok(Response::new(proto::ConfigureResponse {}))
+    }
+
+    async fn set_interface(
+        &self,
+        request: Request<proto::SetInterfaceRequest>,
+    ) -> Result<Response<proto::SetInterfaceResponse>, Status> {
+        self.state.lock().unwrap().extras.push(request.into_inner());
+        Ok(Response::new(proto::SetInterfaceResponse {}))
     }
 
     async fn list_interfaces(
