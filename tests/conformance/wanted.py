@@ -43,6 +43,7 @@ WANTED = [
     (r"OCI runtime create failed: runc create failed: .* -> .*OCI runtime create failed: arca create failed: ", RUNTIME),
     (r":: \.body(\[0\])?\.GraphDriver\.Data\.", LAYERS),
     (r":: \.body\.LogPath: ", LAYERS),
+    (r"(172\.17\.0\.1.*hg.* -> .*192\.168\.\d+\.\d+.*hg)|net_names/hosts files: .*host-gateway", "host-gateway is the host's end of the uplink, where the host answers; a gateway is OVN's router"),
     (r":: \.body\.DockerVersion: ", VERSION),
     (r'(system|net_create)/bodies: .* :: \.body\.message: "invalid JSON: .* -> "invalid JSON: ', WORDS),
     (r'create faults: POST \S+ \{("Image":""|"Cmd":\["x"\])\} :: ', IMAGE),
