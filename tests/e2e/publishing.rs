@@ -255,7 +255,8 @@ fn forms() -> anyhow::Result<()> {
     let failed =
         "failed to set up container networking: driver failed programming external connectivity on endpoint zz (";
     refused("8100:80", "Bind for 0.0.0.0:8100 failed: port is already allocated")?;
-    refused("127.0.0.1:8100:80", "Bind for 127.0.0.1:8100 failed: port is already allocated")?;
+    // What is named is the address that holds it.
+    refused("127.0.0.1:8100:80", "Bind for 0.0.0.0:8100 failed: port is already allocated")?;
     refused("[::]:8100:80", "Bind for :::8100 failed: port is already allocated")?;
     refused("8103:80", "failed to bind host port for 0.0.0.0:8103:172.17.0.")?;
     refused("8103:80", ":80/tcp: address already in use")?;
