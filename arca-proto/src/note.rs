@@ -77,7 +77,10 @@ impl Note {
                 }
             }
             Self::Failed(text) => {
-                let end = text.floor_char_boundary(TEXT);
+                let mut end = text.len().min(TEXT);
+                while !text.is_char_boundary(end) {
+                    end -= 1;
+                }
                 out[8..8 + end].copy_from_slice(&text.as_bytes()[..end]);
             }
             Self::Lend | Self::Taken | Self::Ask => {}

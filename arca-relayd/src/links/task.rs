@@ -85,7 +85,7 @@ enum Joined {
     /// Frames pass here.
     Frames(Joint),
     /// They do not.
-    Handed(Handed),
+    Handed(Box<Handed>),
 }
 
 /// The whole chain in one line: this text travels as a string.
@@ -152,7 +152,7 @@ async fn connect(publish: &Publish, epoch: u64) -> Result<(Joined, Agreement), F
     )?;
     if ends.carrier != Carrier::Stream {
         let handed = Handed::join(*link, epoch, ends.carrier, container, helper).await.map_err(Failed::Handed)?;
-        return Ok((Joined::Handed(handed.0), handed.1));
+        return Ok((Joined::Handed(Box::new(handed.0)), handed.1));
     }
     let container = container.into_fd().map_err(|error| Failed::Descriptor("container", error))?;
     let helper = helper.into_fd().map_err(|error| Failed::Descriptor("helper", error))?;
