@@ -56,6 +56,44 @@ impl Observed<Arc<ovsdb::Row>> {
             Table::ALL.iter().flat_map(|t| snapshot.rows(t.name()).map(|(uuid, row)| (*t, uuid, Arc::clone(row)))),
         )
     }
+
+    /// Takes up what differs in a later snapshot; what stayed is not looked at again. `true` if something changed that is
+    /// not OVN's own to write.
+    pub fn follow(&mut self, before: &Snapshot, now: &Snapshot) -> bool {
+        let changes = now.changes_since(before);
+        let written = changes.iter().any(|change| match (&change.old, &change.new) {
+            (Some(old), Some(new)) => {
+                new.iter().any(|(column, value)| !is_ovns(column) && old.get(column) != Some(value))
+            }
+            _ => true,
+        });
+        if !self.doubles.is_empty() || !self.take(changes) {
+            *self = Self::of_snapshot(now);
+        }
+        written
+    }
+
+    /// `false`: two rows of one identity, which only a look at all of them can sort out.
+    fn take(&mut self, changes: Vec<ovsdb::Change>) -> bool {
+        // All that goes before all that comes: an identity may pass from one row to another.
+        for change in &changes {
+            if let Some(key) = self.keys.remove(&change.uuid) {
+                self.rows.remove(&key);
+            }
+        }
+        for change in changes {
+            let table = Table::ALL.into_iter().find(|table| table.name() == change.table);
+            if let (Some(table), Some(row)) = (table, change.new) {
+                self.add(table, change.uuid, row);
+            }
+        }
+        self.doubles.is_empty()
+    }
+}
+
+/// Columns of ports that OVN answers in.
+fn is_ovns(column: &str) -> bool {
+    matches!(column, "up" | "dynamic_addresses")
 }
 
 impl<R: Columns> Observed<R> {
@@ -63,24 +101,28 @@ impl<R: Columns> Observed<R> {
     pub fn new(all: impl IntoIterator<Item = (Table, Uuid, R)>) -> Self {
         let mut observed = Self { rows: HashMap::new(), keys: HashMap::new(), doubles: Vec::new() };
         for (table, uuid, row) in all {
-            let Some(ids) = row.get("external_ids") else { continue };
-            let (Some(id), Some(kind)) = (ids.get("arca-id"), ids.get("arca-kind")) else { continue };
-            let key = RowKey { table, id: id.to_owned(), kind: kind.to_owned() };
-            let network = ids.get("arca-network").unwrap_or_default().to_owned();
-            observed.keys.insert(uuid, key.clone());
-            let mut found = ObservedRow { uuid, network, row };
-            match observed.rows.get_mut(&key) {
-                None => drop(observed.rows.insert(key, found)),
-                Some(kept) => {
-                    // Which one stays must not depend on the order of a hash map.
-                    if found.uuid < kept.uuid {
-                        std::mem::swap(&mut found, kept);
-                    }
-                    observed.doubles.push((key, found));
-                }
-            }
+            observed.add(table, uuid, row);
         }
         observed
+    }
+
+    fn add(&mut self, table: Table, uuid: Uuid, row: R) {
+        let Some(ids) = row.get("external_ids") else { return };
+        let (Some(id), Some(kind)) = (ids.get("arca-id"), ids.get("arca-kind")) else { return };
+        let key = RowKey { table, id: id.to_owned(), kind: kind.to_owned() };
+        let network = ids.get("arca-network").unwrap_or_default().to_owned();
+        self.keys.insert(uuid, key.clone());
+        let mut found = ObservedRow { uuid, network, row };
+        match self.rows.get_mut(&key) {
+            None => drop(self.rows.insert(key, found)),
+            Some(kept) => {
+                // Which one stays must not depend on the order of a hash map.
+                if found.uuid < kept.uuid {
+                    std::mem::swap(&mut found, kept);
+                }
+                self.doubles.push((key, found));
+            }
+        }
     }
 
     /// Switch ports of endpoints, by endpoint.

@@ -24,8 +24,8 @@ use tokio::time::{Instant, sleep_until};
 use crate::nb::diff::{Change, Counts, diff, operations};
 use crate::nb::model::{Config, EndpointId};
 use crate::nb::observed::Observed;
-use crate::nb::rows::rows;
-use crate::ovsdb::{self, Database};
+use crate::nb::rows::{Learned, Row, rows};
+use crate::ovsdb::{self, Database, Snapshot};
 use crate::resolver::{NameTable, Resolver};
 use crate::uplink::Subnet;
 
@@ -64,6 +64,20 @@ struct Waiting {
     reply: WaitingReply,
 }
 
+/// The owned rows as they are in a snapshot.
+struct View {
+    snapshot: Arc<Snapshot>,
+    observed: Observed<Arc<ovsdb::Row>>,
+    /// Something was written since all was found to be as it should be.
+    written: bool,
+}
+
+impl Default for View {
+    fn default() -> Self {
+        Self { snapshot: Arc::default(), observed: Observed::new([]), written: true }
+    }
+}
+
 #[derive(Debug)]
 enum WaitingReply {
     Apply(Reply<Vec<Arc<Observation>>>),
@@ -87,6 +101,9 @@ pub(super) struct Engine<M> {
     wanted: BTreeMap<arca_proto::ports::LinkNumber, crate::ports::PortSpec>,
     pruned: bool,
     failures: BTreeMap<EndpointId, String>,
+    view: View,
+    /// Rows that should be, drawn up for these addresses; none after a declaration changed.
+    drawn: Option<(Learned, Vec<Row>)>,
     /// Generation of the snapshot that was found to be as it should be.
     settled: Option<u64>,
     retry: Option<Instant>,
@@ -122,6 +139,8 @@ impl<M: Machine> Engine<M> {
             wanted: BTreeMap::new(),
             pruned: false,
             failures: BTreeMap::new(),
+            view: View::default(),
+            drawn: None,
             settled: None,
             retry: None,
             again: false,
@@ -182,7 +201,10 @@ impl<M: Machine> Engine<M> {
             Command::Sync { reply, .. } if self.config.is_none() => drop(reply.send(Err(ServiceError::NotConfigured))),
             Command::Apply { put, remove, reply } => {
                 let keys = remove.iter().cloned().chain(put.iter().map(|p| (p.key.clone(), p.generation))).collect();
-                self.state.apply(put, remove, &self.live());
+                self.look();
+                let live = self.live();
+                self.drawn = None;
+                self.state.apply(put, remove, &live);
                 self.wait(keys, WaitingReply::Apply(reply));
             }
             Command::Sync { epoch, reply, .. } if epoch < self.epoch => {
@@ -191,15 +213,27 @@ impl<M: Machine> Engine<M> {
             Command::Sync { epoch, objects, reply } => {
                 self.epoch = epoch;
                 let keys = objects.iter().map(|p| (p.key.clone(), p.generation)).collect();
-                self.state.replace(objects, &self.live());
+                self.look();
+                let live = self.live();
+                self.drawn = None;
+                self.state.replace(objects, &live);
                 self.pruned = false;
                 self.wait(keys, WaitingReply::Sync(reply));
             }
         }
     }
 
+    /// Brings the view up to the newest snapshot.
+    fn look(&mut self) {
+        let now = self.db.snapshot();
+        if !Arc::ptr_eq(&now, &self.view.snapshot) {
+            self.view.written |= self.view.observed.follow(&self.view.snapshot, &now);
+            self.view.snapshot = now;
+        }
+    }
+
     fn live(&self) -> Live {
-        Live::of(&Observed::of_snapshot(&self.db.snapshot()))
+        Live::of(&self.view.observed)
     }
 
     fn wait(&mut self, keys: Vec<(Key, u64)>, reply: WaitingReply) {
@@ -228,6 +262,7 @@ impl<M: Machine> Engine<M> {
             self.routed = None;
         }
         self.config = Some(config);
+        self.drawn = None;
         Ok(datapath)
     }
 
@@ -266,16 +301,25 @@ impl<M: Machine> Engine<M> {
     async fn reconcile(&mut self) {
         let Some(config) = self.config.clone() else { return };
         for round in 0.. {
-            let snapshot = self.db.snapshot();
-            if !snapshot.connected {
+            self.look();
+            if !self.view.snapshot.connected {
                 return;
             }
-            let observed = Observed::of_snapshot(&snapshot);
-            let learned = observed.learned();
-            let wanted = rows(&config, &self.state.desired, &learned);
-            let changes = diff(&observed, &wanted, self.state.scope());
+            let learned = self.view.observed.learned();
+            let wanted = match self.drawn.take() {
+                Some((known, rows)) if known == learned => rows,
+                _ => {
+                    self.view.written = true;
+                    rows(&config, &self.state.desired, &learned)
+                }
+            };
+            // Nothing that matters has changed on either side: OVN has only answered.
+            let unchanged = !self.view.written;
+            let changes = if unchanged { Vec::new() } else { diff(&self.view.observed, &wanted, self.state.scope()) };
+            self.drawn = Some((learned, wanted));
             if changes.is_empty() {
-                self.settled = Some(snapshot.generation);
+                self.view.written = false;
+                self.settled = Some(self.view.snapshot.generation);
                 break;
             }
             if round == ROUNDS {
@@ -321,6 +365,7 @@ impl<M: Machine> Engine<M> {
         };
         let reason = format!("the northbound database refused its rows: {error}");
         if culprit.is_some_and(|change| self.state.quarantine(&change.key().id, &reason)) {
+            self.drawn = None;
             return true;
         }
         let (failed, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(|w| w.job.is_none());
@@ -373,8 +418,9 @@ impl<M: Machine> Engine<M> {
         }
     }
 
-    fn publish(&self) {
-        let observed = Observed::of_snapshot(&self.db.snapshot());
+    fn publish(&mut self) {
+        self.look();
+        let observed = &self.view.observed;
         let names = NameTable::new(&self.state.desired, &observed.learned());
         // Names first: whoever hears of an address may ask for it.
         self.names.send_if_modified(|now| {
@@ -385,7 +431,7 @@ impl<M: Machine> Engine<M> {
             differs
         });
         self.observations.send_if_modified(|now| {
-            let new = observe(&self.state, &observed, &self.failures, now);
+            let new = observe(&self.state, observed, &self.failures, now);
             let differs = **now != new;
             if differs {
                 *now = Arc::new(new);
