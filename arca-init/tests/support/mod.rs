@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use arca_machine::{ContainerSpec, Kind, Machine, Machines};
+use arca_machine::{ContainerSpec, Kind, Machine, Machines, Network};
 use arca_proto::{
     init::v1::{
         AttachInput, AttachOpen, AttachOutput, CreateWorkloadRequest, ExecRequest, OverlayRoot, ProcessRef,
@@ -102,7 +102,7 @@ pub fn spec(folder: &Path, host_network: bool) -> ContainerSpec {
         socket_directory: folder.join("s"),
         state_directory: folder.join("state"),
         guest_directory: folder.join("guest"),
-        host_network,
+        network: if host_network { Network::Host } else { Network::Links },
         environment: Vec::new(),
         log_level: "debug,h2=info".into(),
         ready_timeout: Duration::from_secs(10),
