@@ -84,7 +84,9 @@ impl App {
         let mut tasks = tokio::task::JoinSet::new();
         // Where OVN is the default the first container need not wait for it.
         let used = |endpoint: &Arc<Endpoint>| engine.state().kind_of(endpoint) == Some(Kind::Ovs);
-        if parts.default_kind == DefaultKind::Ovs || engine.state().endpoints.values().any(used) || boot.is_there().await
+        if parts.default_kind == DefaultKind::Ovs
+            || engine.state().endpoints.values().any(used)
+            || boot.is_there().await
         {
             helper.need();
         }

@@ -162,8 +162,13 @@ pub fn process(engine: &Engine, exec: &Exec) -> ApiResult<Value> {
     let mounts = bind_mounts(engine, &record);
     let root: Vec<_> =
         [engine.folder(&record.id).join("upper")].into_iter().chain(record.layers.iter().cloned()).collect();
-    let input =
-        spec::Input { id: &record.id, config: &record.process_config(), host: &record.host, mounts: &mounts, root: &root };
+    let input = spec::Input {
+        id: &record.id,
+        config: &record.process_config(),
+        host: &record.host,
+        mounts: &mounts,
+        root: &root,
+    };
     let options = spec::ExecOptions {
         command: config.cmd.clone().unwrap_or_default(),
         env: config.env.clone().unwrap_or_default(),
