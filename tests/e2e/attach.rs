@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Containers and networks: who shares a network with whom, links, interfaces and routes, and the three files.
 
-use std::{fs, thread, time::Duration};
+use std::{fs, thread};
 
 use anyhow::{Context as _, ensure};
 use arca_tests::{
     engine::{self, Engine},
-    isolation,
+    isolation, story,
 };
 use serde_json::json;
 
@@ -112,19 +112,6 @@ fn shares() -> anyhow::Result<()> {
     engine.stop()
 }
 
-/// Answers as soon as arca-api does again.
-fn again(engine: &Engine) -> anyhow::Result<()> {
-    // Its supervisor starts it at once; the socket has no event that docker could wait for.
-    let answered = (0..100).any(|_| {
-        engine.docker(&["version"]).code == 0 || {
-            thread::sleep(Duration::from_millis(100));
-            false
-        }
-    });
-    ensure!(answered, "arca-api did not come back: {}", engine.logs());
-    Ok(())
-}
-
 fn shares_over_restart() -> anyhow::Result<()> {
     let engine = engine()?;
     engine.docker_ok(&["network", "create", "n"])?;
@@ -133,7 +120,7 @@ fn shares_over_restart() -> anyhow::Result<()> {
     sleeper(&engine, "other", &["--network", "container:target"])?;
     let pid = engine.pid("guest")?;
     engine.kill_daemon("arca-api")?;
-    again(&engine)?;
+    story::wait_until_up(&engine)?;
     ensure!(engine.pid("guest")? == pid && names(&engine, "guest")? == ["eth0"]);
 
     // A guest ends first, then the owner of the machine, then the last.
@@ -142,7 +129,7 @@ fn shares_over_restart() -> anyhow::Result<()> {
     engine.docker_ok(&["rm", "-f", "target"])?;
     ensure!(engine.pid("guest")? == pid);
     engine.kill_daemon("arca-api")?;
-    again(&engine)?;
+    story::wait_until_up(&engine)?;
     ensure!(engine.pid("guest")? == pid, "its machine is found again although its owner is gone");
     ensure!(engine.docker_ok(&["exec", "guest", "echo", "here"])? == "here");
     engine.docker_ok(&["rm", "-f", "guest"])?;

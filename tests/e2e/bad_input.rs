@@ -152,7 +152,7 @@ fn unprivileged(arca: &Path) -> anyhow::Result<()> {
     };
     let able = as_nobody().arg("true").output()?;
     if !able.status.success() {
-        println!("SKIP the start without root: {}", String::from_utf8_lossy(&able.stderr).trim());
+        arca_tests::skip("the start without root", String::from_utf8_lossy(&able.stderr).trim());
         return Ok(());
     }
     // Where the programs were built others may not look, nor always in /tmp: in the test's own /run they may.

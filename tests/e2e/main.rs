@@ -25,7 +25,11 @@ mod story;
 mod vmnet;
 mod vmnet_features;
 
-use std::{collections::BTreeMap, process::ExitCode};
+use std::{
+    collections::BTreeMap,
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 use arca_tests::{isolation as namespaces, leaks::Snapshot};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -87,8 +91,11 @@ fn outside(name: &str) -> Result<(), Failed> {
     let output = namespaces::rerun_captured(name).map_err(|error| format!("make namespaces: {error} (run as root)"))?;
     if output.status.success() {
         // What was left out is said, passed or not.
-        for line in String::from_utf8_lossy(&output.stdout).lines().filter(|line| line.starts_with("SKIP ")) {
-            println!("\n{line}");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        for (what, reason) in said.lines().filter_map(|line| line.strip_prefix("SKIP ")?.split_once(": ")) {
+            // The runner has begun a line with the test's name.
+            let _ = writeln!(io::stdout());
+            arca_tests::skip(what, reason);
         }
         return Ok(());
     }

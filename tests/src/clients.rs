@@ -17,6 +17,6 @@ pub fn tool(test: &str, name: &str, file: &str) -> Option<PathBuf> {
     }
     let reason = std::fs::read_to_string(tools.join(format!("{name}.missing"))).unwrap_or_default();
     let reason = if reason.trim().is_empty() { "tests/clients/prepare brings it" } else { reason.trim() };
-    println!("SKIP {test}: no {name}: {reason}");
+    crate::skip(test, &format!("no {name}: {reason}"));
     None
 }

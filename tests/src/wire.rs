@@ -113,7 +113,8 @@ impl Wire {
 fn open(interface: &str) -> io::Result<Wire> {
     let index = if_nametoindex(interface)?;
     let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)?;
-    let (family, protocol) = (libc::AF_PACKET as u16, (libc::ETH_P_ALL as u16).to_be());
+    let family = u16::try_from(libc::AF_PACKET).map_err(io::Error::other)?;
+    let protocol = u16::try_from(libc::ETH_P_ALL).map_err(io::Error::other)?.to_be();
     let address = libc::sockaddr_ll {
         sll_family: family,
         sll_protocol: protocol,
@@ -123,7 +124,7 @@ fn open(interface: &str) -> io::Result<Wire> {
         sll_halen: 0,
         sll_addr: [0; 8],
     };
-    let length = size_of_val(&address) as libc::socklen_t;
+    let length = libc::socklen_t::try_from(size_of_val(&address)).map_err(io::Error::other)?;
     // SAFETY: pointer and length are those of a whole sockaddr_ll that lives over the call.
     if unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length) } != 0 {
         return Err(io::Error::last_os_error());
