@@ -105,7 +105,7 @@ impl Note {
             }),
             5 => {
                 let text = bytes[8..].split(|byte| *byte == 0).next().unwrap_or_default();
-                Self::Failed(String::from_utf8_lossy(text).into_owned())
+                Self::Failed(text.utf8_chunks().map(|chunk| chunk.valid()).collect())
             }
             _ => return None,
         })

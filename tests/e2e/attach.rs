@@ -263,10 +263,15 @@ fn interfaces() -> anyhow::Result<()> {
         "10.66.0.0/24",
         "small",
     ])?;
-    let first = "name=n1,\"driver-opt=com.docker.network.endpoint.sysctls=net.ipv4.conf.IFNAME.log_martians=1,net.ipv4.conf.IFNAME.forwarding=0\",link-local-ip=169.254.9.9";
-    sleeper(&engine, "cc", &["--network", first, "--network", "name=n2,gw-priority=5"])?;
+    // By `network connect`: some versions of the CLI write driver options in small letters in `--network`.
+    let sysctls =
+        "com.docker.network.endpoint.sysctls=net.ipv4.conf.IFNAME.log_martians=1,net.ipv4.conf.IFNAME.forwarding=0";
+    engine.docker_ok(&[&["create", "--name", "cc", "--network", "name=n2,gw-priority=5"], &SLEEP[..]].concat())?;
+    let connect = ["network", "connect", "--driver-opt", sysctls, "--link-local-ip", "169.254.9.9", "n1", "cc"];
+    engine.docker_ok(&connect)?;
+    engine.docker_ok(&["start", "cc"])?;
     let inside = |script: &str| engine.docker_ok(&["exec", "cc", "sh", "-c", script]);
-    ensure!(names(&engine, "cc")? == ["eth0", "net0"]);
+    ensure!(names(&engine, "cc")? == ["net0", "eth0"], "{:?}", names(&engine, "cc"));
     let settings = inside("cd /proc/sys/net/ipv4/conf/eth0; cat log_martians forwarding")?;
     ensure!(settings == "1\n0", "{settings}");
     ensure!(inside("ip -o -4 addr show eth0")?.contains(" 169.254.9.9/16 "));

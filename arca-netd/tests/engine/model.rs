@@ -13,12 +13,12 @@ use std::{
 
 use arca_netd::{
     error::{Error, Result},
-    model::{Phase, Protocol, Spec},
+    model::{Phase, Protocol, Publication, Spec},
     publish::Binding,
     validate::endpoint::Wanted,
 };
 
-use crate::fakes::{World, eventually_ok, wanted, workload};
+use crate::fakes::{World, eventually, eventually_ok, wanted, workload};
 
 /// Containers, each in a machine of its own.
 const WORKLOADS: u8 = 6;
@@ -53,6 +53,16 @@ enum Op {
     DetachAll(u8),
     Rename(u8, usize),
     Publish(u8, u16),
+}
+
+impl Op {
+    /// Whose attachments and ports it may change.
+    fn workload(&self) -> Option<u8> {
+        match self {
+            Self::Attach(n, ..) | Self::Detach(n, _) | Self::DetachAll(n) | Self::Publish(n, _) => Some(*n),
+            Self::Create(..) | Self::Remove(_) | Self::Rename(..) => None,
+        }
+    }
 }
 
 /// Something goes wrong during the next operation.
@@ -92,9 +102,16 @@ impl Model {
         self.attached.keys().filter(move |(workload, _)| *workload == n).map(|(_, network)| *network)
     }
 
-    /// The network that carries the default route: the first by name that leads out.
+    /// The network that carries the default route and the published ports: the first by name that leads out.
     fn default_route(&self, n: u8) -> Option<&'static str> {
-        self.of_workload(n).filter(|network| !self.networks[network]).min()
+        self.of_workload(n).filter(|network| self.networks.get(network).is_some_and(|internal| !internal)).min()
+    }
+
+    /// Ports are given back with the last way out. Nothing brings them back by itself: whoever attaches publishes again.
+    fn give_back(&mut self, n: u8) {
+        if self.default_route(n).is_none() {
+            self.published.remove(&n);
+        }
     }
 
     /// What the operation must answer when nothing goes wrong; `None` where it depends on what OVN gives.
@@ -128,17 +145,12 @@ impl Model {
             Op::Remove(name) => drop(self.networks.remove(name)),
             Op::Attach(n, name, host) => drop(self.attached.insert((*n, name), *host)),
             Op::Detach(n, name) => drop(self.attached.remove(&(*n, *name))),
-            Op::DetachAll(n) => {
-                self.attached.retain(|(workload, _), _| workload != n);
-                self.published.remove(n);
-            }
+            Op::DetachAll(n) => self.attached.retain(|(workload, _), _| workload != n),
             Op::Rename(n, name) => drop(self.names.insert(*n, format!("name{name}"))),
-            Op::Publish(n, port) => {
-                self.published.remove(n);
-                if self.default_route(*n).is_some() {
-                    self.published.insert(*n, *port);
-                }
-            }
+            Op::Publish(n, port) => drop(self.published.insert(*n, *port)),
+        }
+        if let Some(n) = op.workload() {
+            self.give_back(n);
         }
     }
 
@@ -257,14 +269,24 @@ fn difference(world: &World, model: &Model) -> String {
     let mut published: Vec<u32> = model.published.values().map(|port| u32::from(*port)).collect();
     published.sort_unstable();
     check("host ports", listeners == published, &(listeners.clone(), &published));
-    check(
-        "stored ports",
-        state.publications.values().filter(|p| p.active).count() == published.len(),
-        &state.publications,
-    );
-    let leads = |n: &u8| model.default_route(*n).is_some();
-    let rows = model.published.keys().filter(|n| leads(n)).count();
-    check("rows of ports", world.agent.ports().len() == rows, &(world.agent.ports(), rows));
+    let active = state.publications.values().all(|p| p.active) && state.publications.len() == published.len();
+    check("stored ports", active, &state.publications);
+    let rows = world.agent.ports();
+    check("rows of ports", rows.len() == published.len(), &(&rows, &published));
+    for publication in state.publications.values() {
+        // It leads to the endpoint that carries the default route.
+        let n = (1..=WORKLOADS).find(|n| workload(*n) == publication.workload).unwrap();
+        let network = state.networks.values().find(|network| Some(network.name()) == model.default_route(n));
+        let target = network.and_then(|network| state.endpoint_on(&network.id, &publication.workload)).map(|e| &e.id);
+        check(
+            "where a port leads",
+            target.is_some() && publication.endpoint.as_ref() == target,
+            &(target, publication),
+        );
+        let row = rows.iter().find(|row| row.id == publication.id.as_str());
+        let led = row.map(|row| row.endpoint_id.as_str());
+        check("where a port's row leads", led == target.map(|id| id.as_str()), &(target, row));
+    }
     text
 }
 
@@ -275,7 +297,7 @@ async fn agrees(world: &World, model: &Model, story: &[String]) {
     })
     .await
     {
-        let last: Vec<_> = story.iter().rev().take(12).rev().cloned().collect();
+        let last: Vec<_> = story.iter().rev().take(60).rev().cloned().collect();
         panic!("differs from the model after step {}:\n{text}last steps:\n{}", story.len(), last.join("\n"));
     }
 }
@@ -291,6 +313,21 @@ fn refusable(error: &Error, fault: Fault) -> bool {
     }
 }
 
+/// One of the refusals that there are when nothing goes wrong.
+fn is_dockers(error: &Error) -> bool {
+    let text = error.to_string();
+    let model = [
+        "already exists",
+        "not found",
+        "has active endpoints",
+        "is not connected to",
+        "is attached to no network",
+        "port is already allocated",
+    ];
+    refusable(error, Fault::None) || model.iter().any(|part| text.contains(part))
+}
+
+/// Something restarts; answers when it was found again.
 async fn breathe(world: &mut World, random: &mut Random) -> &'static str {
     match random.below(4) {
         0 => {
@@ -301,12 +338,16 @@ async fn breathe(world: &mut World, random: &mut Random) -> &'static str {
         1 => {
             world.relay_process = None;
             world.relay.forget();
+            let before = world.relay.lists();
             world.start_relay();
+            eventually("the next comparison", || world.relay.lists() > before).await;
             "arca-relayd restarted"
         }
         2 => {
             world.agent_process = None;
+            let before = world.agent.syncs();
             world.start_agent();
+            eventually("the next full set", || world.agent.syncs() > before).await;
             "the agent restarted"
         }
         _ => {
@@ -339,12 +380,12 @@ async fn walk(seed: u64, steps: usize) {
             let ops: Vec<Op> = drawn.take(4).collect();
             let results =
                 futures_util::future::join_all(ops.iter().map(|op| run(&world, &machines, &model.names, op))).await;
-            let mut after = settled(&model, &ops, &results, &world);
-            std::mem::swap(&mut model, &mut after);
-            story.push(format!(
-                "at once {ops:?}: {:?}",
-                results.iter().map(std::result::Result::is_ok).collect::<Vec<_>>()
-            ));
+            let answers: Vec<_> = results.iter().map(|result| result.as_ref().map_err(ToString::to_string)).collect();
+            story.push(format!("at once {ops:?}: {answers:?}"));
+            for error in results.iter().filter_map(|result| result.as_ref().err()) {
+                assert!(is_dockers(error), "seed {seed}, step {}: {error}:\n{}", story.len(), story.join("\n"));
+            }
+            model = settled(&model, &ops, &results, &world);
             agrees(&world, &model, &story).await;
             continue;
         }
@@ -388,67 +429,79 @@ async fn walk(seed: u64, steps: usize) {
     world.assert_clean("at the end");
 }
 
-/// The model after operations that ran at once: each that succeeded has happened; the order between a network's removal
-/// and its making again is told by the store.
+/// The model after operations that ran at once. What only one of them touched is as after that one; what several did
+/// is as the store has it, as far as one of their orders can have led there.
 fn settled(before: &Model, ops: &[Op], results: &[Result<()>], world: &World) -> Model {
-    let mut after = before.clone();
-    let ok = || ops.iter().zip(results).filter(|(_, result)| result.is_ok()).map(|(op, _)| op);
     let state = world.engine().state();
-    for (op, result) in ops.iter().zip(results) {
-        match result {
-            Ok(()) => after.apply(op),
-            Err(_) => after.apply_failure(op),
-        }
-    }
-    // Operations on the same thing: the later one won, and the store says which that was.
-    let (networks, touched): (BTreeMap<_, _>, BTreeSet<_>) = (
-        state.networks.values().map(|n| (n.name().to_owned(), n.spec.internal)).collect(),
-        ok().filter_map(|op| match op {
-            Op::Create(name, _) | Op::Remove(name) => Some(*name),
-            _ => None,
-        })
-        .collect(),
-    );
-    for name in touched {
-        match networks.get(name) {
-            Some(internal) => drop(after.networks.insert(name, *internal)),
-            None => drop(after.networks.remove(name)),
+    let mut after = before.clone();
+    let done: Vec<&Op> = ops.iter().zip(results).filter(|(_, result)| result.is_ok()).map(|(op, _)| op).collect();
+    for name in NETWORKS {
+        let made = done.iter().any(|op| matches!(op, Op::Create(on, _) | Op::Remove(on) if *on == name));
+        match state.networks.values().find(|network| network.name() == name).filter(|_| made) {
+            Some(network) => drop(after.networks.insert(name, network.spec.internal)),
+            None if made => drop(after.networks.remove(name)),
+            None => {}
         }
     }
     for n in 1..=WORKLOADS {
-        let same = ok().filter(
-            |op| matches!(op, Op::Attach(m, ..) | Op::Detach(m, _) | Op::DetachAll(m) | Op::Publish(m, _) if *m == n),
-        );
-        let failed_publish = ops.iter().any(|op| matches!(op, Op::Publish(m, _) if *m == n));
-        if same.count() < 2 && !failed_publish {
-            continue;
-        }
-        let stored = |name: &'static str| {
-            let network = state.networks.values().find(|network| network.name() == name)?;
-            state.endpoint_on(&network.id, &workload(n)).cloned()
-        };
         for name in NETWORKS {
-            let asked = ok().find_map(|op| match op {
-                Op::Attach(m, on, host) if *m == n && *on == name => Some(*host),
-                _ => None,
-            });
-            let asked = asked.or_else(|| before.attached.get(&(n, name)).copied());
-            match (stored(name), asked) {
-                (Some(_), Some(host)) => drop(after.attached.insert((n, name), host)),
-                (None, _) => drop(after.attached.remove(&(n, name))),
-                // Nobody asked for it: left to the comparison.
-                (Some(_), None) => {}
+            let touches = |op: &&Op| match op {
+                Op::Attach(m, on, _) | Op::Detach(m, on) => *m == n && *on == name,
+                Op::DetachAll(m) => *m == n,
+                _ => false,
+            };
+            let touching: Vec<&Op> = done.iter().copied().filter(touches).collect();
+            match touching.as_slice() {
+                [] => {}
+                [Op::Attach(_, _, host)] => drop(after.attached.insert((n, name), *host)),
+                [_] => drop(after.attached.remove(&(n, name))),
+                several => {
+                    let network = state.networks.values().find(|network| network.name() == name);
+                    let stored = network.and_then(|network| state.endpoint_on(&network.id, &workload(n)));
+                    let fixed = |host: &Option<u8>| host.map(|host| address(name, host));
+                    let asked = several.iter().filter_map(|op| match op {
+                        Op::Attach(_, _, host) => Some(*host),
+                        _ => None,
+                    });
+                    let asked = asked.chain(before.attached.get(&(n, name)).copied());
+                    let found = stored.and_then(|endpoint| {
+                        let is = endpoint.static_v4.map(|address| address.to_string());
+                        asked.into_iter().find(|host| fixed(host) == is)
+                    });
+                    // Stored, but asked for by nobody: left to the comparison.
+                    match found {
+                        Some(host) => drop(after.attached.insert((n, name), host)),
+                        None => drop(after.attached.remove(&(n, name))),
+                    }
+                }
             }
         }
-        let port = state
-            .publications
-            .values()
-            .find(|p| p.active && p.workload == workload(n))
-            .map(|p| p.listeners[0].host_port);
-        match port {
-            Some(port) => drop(after.published.insert(n, port)),
-            None => drop(after.published.remove(&n)),
+        // A publish that fails has an effect as well: the ports of before are given back.
+        let counts = |(op, result): &(&Op, &Result<()>)| {
+            op.workload() == Some(n) && (result.is_ok() || matches!(op, Op::Publish(..)))
+        };
+        let counting: Vec<_> = ops.iter().zip(results).filter(counts).collect();
+        match counting.as_slice() {
+            [] => {}
+            [(Op::Publish(_, port), Ok(()))] => drop(after.published.insert(n, *port)),
+            [(Op::Publish(..), Err(_))] => drop(after.published.remove(&n)),
+            [_] => {}
+            several => {
+                let port = |p: &&std::sync::Arc<Publication>| p.workload == workload(n);
+                let stored = state.publications.values().find(port).map(|p| p.listeners[0].host_port);
+                let asked = |port: &u16| {
+                    let by = |(op, result): &(&Op, &Result<()>)| {
+                        matches!(op, Op::Publish(_, asked) if asked == port) && result.is_ok()
+                    };
+                    several.iter().any(by) || before.published.get(&n) == Some(port)
+                };
+                match stored.filter(asked) {
+                    Some(port) => drop(after.published.insert(n, port)),
+                    None => drop(after.published.remove(&n)),
+                }
+            }
         }
+        after.give_back(n);
     }
     after
 }

@@ -45,7 +45,8 @@ async fn refusals_are_dockers_and_all_or_nothing() {
     let id = world.engine().state().endpoints.values().find(|e| e.workload == workload(2)).unwrap().id.clone();
     let head = format!("driver failed programming external connectivity on endpoint c2 ({id}): ");
     let taken = refusal(&world, 2, vec![port("", 9000, 9000), port("127.0.0.1", 8080, 8080)]).await;
-    assert_eq!(taken, format!("{head}Bind for 127.0.0.1:8080 failed: port is already allocated"));
+    // Docker names the address of the one that holds the port.
+    assert_eq!(taken, format!("{head}Bind for 0.0.0.0:8080 failed: port is already allocated"));
     world.relay.occupy(7000);
     let outside = refusal(&world, 2, vec![port("", 9000, 9000), port("", 7000, 7000)]).await;
     let address = "10.9.0.3";
