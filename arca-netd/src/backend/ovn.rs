@@ -264,8 +264,8 @@ impl<'a> Step<Attach<'a>> for Rows {
     }
 
     async fn undo(&self, a: &mut Attach<'a>) -> Result<()> {
-        // The same generation again: what is withdrawn at its own generation is withdrawn.
-        let key = objects::key(ObjectKind::Endpoint, a.endpoint.id.as_str(), a.endpoint.generation.saturating_add(1));
+        // Its own generation suffices, and a later one may be that of the next try, which would then count as withdrawn.
+        let key = objects::key(ObjectKind::Endpoint, a.endpoint.id.as_str(), a.endpoint.generation);
         a.ovn.agent.apply_if_ready(Vec::new(), vec![key]).await.map(drop)
     }
 }

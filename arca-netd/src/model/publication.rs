@@ -44,8 +44,7 @@ pub struct Publication {
     pub id: PublicationId,
     /// Container.
     pub workload: WorkloadId,
-    /// Endpoint it leads to: the one with the default route. None while the workload has no way out: the host port
-    /// stays reserved, as Docker keeps it for the next connect.
+    /// Endpoint it leads to: the one with the default route. A workload without a way out has no publications.
     pub endpoint: Option<EndpointId>,
     /// Protocol.
     pub protocol: Protocol,

@@ -275,9 +275,9 @@ impl Agent {
         remove: Vec<proto::ObjectKey>,
     ) -> Result<Vec<proto::Observation>> {
         let mut client = self.client().await?;
-        let request = proto::ApplyRequest { put, remove };
         let applied = timeout(PATIENCE, async {
             let _shared = self.gate.read().await;
+            let request = proto::ApplyRequest { put: self.still_wanted(put), remove };
             client.apply(request).await
         });
         let answer = applied
@@ -286,6 +286,14 @@ impl Agent {
         let answer = answer.map_err(Error::peer(WHO, "apply a change"))?.into_inner();
         answer.observations.iter().cloned().for_each(|observation| self.observe_answer(observation));
         Ok(answer.observations)
+    }
+
+    /// Whoever waited for the gate may have been overtaken by a removal, and the agent remembers removals only until the
+    /// next full set: what is no longer stored would come back there and stay until the set after that.
+    fn still_wanted(&self, mut put: Vec<proto::Object>) -> Vec<proto::Object> {
+        let state = self.store.state();
+        put.retain(|object| objects::is_stored(object, &state));
+        put
     }
 
     /// As [`Agent::apply`], without waiting for an agent that is away: the next full sync does it then.

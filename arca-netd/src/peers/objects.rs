@@ -103,6 +103,21 @@ pub fn protocol(protocol: Protocol) -> relay::Protocol {
     }
 }
 
+/// Whether what an object declares is still wanted.
+#[must_use]
+pub fn is_stored(object: &proto::Object, state: &State) -> bool {
+    use proto::object::Kind;
+    match &object.kind {
+        Some(Kind::Network(network)) => state.networks.keys().any(|id| id.as_str() == network.id),
+        Some(Kind::Endpoint(endpoint)) => {
+            let stored = state.endpoints.values().find(|stored| stored.id.as_str() == endpoint.id);
+            stored.is_some_and(|stored| stored.phase != Phase::Removing)
+        }
+        Some(Kind::PublishedPort(port)) => state.publications.keys().any(|id| id.as_str() == port.id),
+        None => false,
+    }
+}
+
 /// Everything the helper should hold: networks, then what stands on them. Endpoints on their way belong to it, those
 /// being removed do not.
 #[must_use]

@@ -5,6 +5,7 @@ use std::{
 };
 
 use arca_netd::{model::Extras, validate::endpoint::Wanted};
+use arca_proto::relay::v1::Carrier;
 
 use crate::fakes::{World, eventually, wanted, workload};
 
@@ -44,6 +45,24 @@ async fn an_attach_reaches_every_peer_and_a_detach_leaves_nothing() {
     world.assert_clean("after detach");
     world.engine().remove_network("front".into()).await.unwrap();
     eventually("rows of the network go", || world.agent.networks() == 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_carrier_that_does_not_come_up_is_followed_by_the_next() {
+    let mut world = World::new().await;
+    world.stop_netd().await;
+    world.carrier = Carrier::Unspecified;
+    world.start_netd().await;
+    eventually("a full set", || world.engine().is_ready()).await;
+    let machine = world.machine(1);
+    world.network("n", "10.9.0.0/24").await;
+    world.relay.hiccup(1);
+    let made = world.attach(wanted("n", 1, &machine)).await;
+    // The rows of the first try were withdrawn; those of the second are there all the same.
+    let row = world.agent.endpoint(made.id.as_str());
+    assert_eq!((row.carrier(), world.relay.links()), (Carrier::TapFd, vec![1]));
+    world.engine().detach_workload(workload(1)).await.unwrap();
+    world.assert_clean("after detach");
 }
 
 #[tokio::test(flavor = "multi_thread")]

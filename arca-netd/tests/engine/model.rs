@@ -297,7 +297,7 @@ async fn agrees(world: &World, model: &Model, story: &[String]) {
     })
     .await
     {
-        let last: Vec<_> = story.iter().rev().take(60).rev().cloned().collect();
+        let last: Vec<_> = story.iter().rev().take(12).rev().cloned().collect();
         panic!("differs from the model after step {}:\n{text}last steps:\n{}", story.len(), last.join("\n"));
     }
 }

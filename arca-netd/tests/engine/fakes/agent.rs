@@ -31,6 +31,9 @@ struct Inner {
 struct Nb {
     objects: BTreeMap<(i32, String), proto::Object>,
     addresses: BTreeMap<String, Ipv4Net>,
+    /// Generations of what was withdrawn since the last full set: what comes late does not bring it back.
+    gone: BTreeMap<(i32, String), u64>,
+    epoch: u64,
     configured: Vec<proto::ConfigureRequest>,
     changed: u64,
     syncs: u64,
@@ -55,6 +58,9 @@ impl Nb {
         let key = key_of(object);
         let known = self.objects.get(&key);
         if known.is_some_and(|known| known.generation > object.generation) {
+            return self.observe(&key, breaks);
+        }
+        if self.gone.get(&key).is_some_and(|gone| *gone >= object.generation) {
             return self.observe(&key, breaks);
         }
         if let Some(refused) = self.clash(object) {
@@ -106,8 +112,12 @@ impl Nb {
 
     fn remove(&mut self, key: &proto::ObjectKey) {
         let id = (key.kind, key.id.clone());
-        if self.objects.get(&id).is_some_and(|known| known.generation <= key.generation) {
-            self.objects.remove(&id);
+        if self.objects.get(&id).is_some_and(|known| known.generation > key.generation) {
+            return;
+        }
+        let newest = self.gone.entry(id.clone()).or_default();
+        *newest = key.generation.max(*newest);
+        if self.objects.remove(&id).is_some() {
             self.addresses.remove(&key.id);
             self.changed += 1;
         }
@@ -204,6 +214,7 @@ impl FakeAgent {
     pub(crate) fn wipe(&self) {
         let mut nb = self.0.nb.lock().unwrap();
         nb.from_above = true;
+        nb.gone.clear();
         nb.objects.clear();
         nb.addresses.clear();
     }
@@ -254,15 +265,21 @@ impl Helper for FakeAgent {
         let mut items = request.into_inner();
         let mut wanted = Vec::new();
         let mut ended = false;
+        let mut epoch = 0;
         while let Some(item) = items.message().await? {
             match item.kind.unwrap() {
-                sync_item::Kind::Epoch(_) => {}
+                sync_item::Kind::Epoch(sent) => epoch = sent,
                 sync_item::Kind::Object(object) => wanted.push(object),
                 sync_item::Kind::End(_) => ended = true,
             }
         }
         assert!(ended, "a sync ends with its end");
         let mut nb = self.0.nb.lock().unwrap();
+        if epoch < nb.epoch {
+            return Err(Status::failed_precondition("a later full set was taken already"));
+        }
+        nb.epoch = epoch;
+        nb.gone.clear();
         nb.syncs += 1;
         let keys: Vec<_> = wanted.iter().map(key_of).collect();
         let unknown: Vec<_> = nb.objects.keys().filter(|key| !keys.contains(key)).cloned().collect();

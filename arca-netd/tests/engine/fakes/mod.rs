@@ -107,6 +107,8 @@ pub(crate) struct World {
     pub(crate) relay_process: Option<Process>,
     tap_processes: BTreeMap<u8, Process>,
     pub(crate) app: Option<App>,
+    /// What links are carried by from the next start of arca-netd on.
+    pub(crate) carrier: Carrier,
 }
 
 impl World {
@@ -130,6 +132,7 @@ impl World {
             relay_process: None,
             tap_processes: BTreeMap::new(),
             app: None,
+            carrier: Carrier::Stream,
             directory,
             breaks,
         };
@@ -187,7 +190,7 @@ impl World {
         let system_id = app::system_id(&store).await.unwrap();
         let parts = Parts {
             relayd: self.path("relayd.sock"),
-            carrier: Carrier::Stream,
+            carrier: self.carrier,
             forwarders: vec!["10.0.0.53:53".into()],
             default_kind: DefaultKind::Ovs,
             pools: Vec::new(),
@@ -226,9 +229,9 @@ impl World {
     }
 }
 
-/// Waits until there is no complaint, at most five seconds; the last complaint.
+/// Waits until there is no complaint, at most twenty seconds; the last complaint.
 pub(crate) async fn eventually_ok<E>(check: impl Fn() -> Result<(), E>) -> Result<(), E> {
-    for _ in 0..500 {
+    for _ in 0..2000 {
         if check().is_ok() {
             return Ok(());
         }
@@ -255,9 +258,9 @@ impl Hiccup {
     }
 }
 
-/// Waits until `holds`, at most five seconds.
+/// Waits until `holds`, at most twenty seconds.
 pub(crate) async fn eventually(what: &str, holds: impl Fn() -> bool) {
-    for _ in 0..500 {
+    for _ in 0..2000 {
         if holds() {
             return;
         }
