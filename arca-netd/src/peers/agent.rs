@@ -224,17 +224,18 @@ impl Agent {
     /// What an answer says may be older than what the watch has told meanwhile: it counts only where it is about a
     /// later generation.
     fn observe_answer(&self, observation: proto::Observation) {
-        let known = |key: &proto::ObjectKey| {
-            let observed = self.observed.borrow();
-            let last = observed.get(&key.id).and_then(|last| last.key.as_ref());
-            last.is_some_and(|last| last.generation >= key.generation)
-        };
-        if !observation.removed && !observation.key.as_ref().is_some_and(known) {
-            self.observe(observation);
+        if !observation.removed {
+            self.note(observation, |last, now| last < now);
         }
     }
 
     fn observe(&self, observation: proto::Observation) {
+        self.note(observation, |_, _| true);
+    }
+
+    /// `counts` compares the generation of what is known with that of the observation, in one go with taking it:
+    /// answers and the watch are heard by different tasks.
+    fn note(&self, observation: proto::Observation, counts: impl FnOnce(u64, u64) -> bool) {
         let Some(key) = observation.key.clone() else { return };
         if !observation.error.is_empty() {
             tracing::warn!(kind = key.kind().as_str_name(), id = key.id, error = observation.error, "helper object");
@@ -243,6 +244,10 @@ impl Agent {
             return;
         }
         self.observed.send_modify(|observed| {
+            let last = observed.get(&key.id).and_then(|last| last.key.as_ref());
+            if last.is_some_and(|last| !counts(last.generation, key.generation)) {
+                return;
+            }
             if observation.removed {
                 observed.remove(&key.id);
             } else {
