@@ -67,6 +67,12 @@ pub enum Error {
     },
 }
 
+/// Whether a peer gave no answer of its own: it was not to be reached, or its connection broke under the call. tonic tells
+/// the second as `Cancelled` or `Unknown`, which no Arca process answers.
+pub(crate) fn is_away(status: &tonic::Status) -> bool {
+    matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Cancelled | tonic::Code::Unknown)
+}
+
 impl Error {
     /// Wraps a peer's answer.
     pub(crate) fn peer(peer: &'static str, action: impl Into<String>) -> impl FnOnce(tonic::Status) -> Self {

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Channel;
 
 use super::backoff::Backoff;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, is_away};
 
 const WHO: &str = "arca-tapfwd";
 /// Longest a machine may take for a short request; a dying one must not hold up its own removal.
@@ -92,11 +92,7 @@ impl Tap {
             let asked =
                 asked.map_err(|_| Error::Unavailable(format!("{WHO} did not {what} within {} s", SHORT.as_secs())))?;
             match asked {
-                Err(status)
-                    if status.code() == tonic::Code::Unavailable
-                        && !self.machine.is_gone()
-                        && Instant::now() < limit =>
-                {
+                Err(status) if is_away(&status) && !self.machine.is_gone() && Instant::now() < limit => {
                     sleep(backoff.pause()).await;
                 }
                 answer => return answer.map_err(Error::peer(WHO, what)),

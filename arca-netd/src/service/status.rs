@@ -3,7 +3,7 @@
 
 use tonic::{Code, Status};
 
-use crate::error::Error;
+use crate::error::{Error, is_away};
 
 /// Maps an error.
 #[must_use]
@@ -26,7 +26,7 @@ fn code(error: &Error) -> Code {
             Code::Unavailable => Code::Unavailable,
             _ => Code::Internal,
         },
-        Error::Peer { source, .. } if source.code() == Code::Unavailable => Code::Unavailable,
+        Error::Peer { source, .. } if is_away(source) => Code::Unavailable,
         Error::Failed(_) | Error::Exhausted(_) | Error::Peer { .. } | Error::Store(_) | Error::Io { .. } => {
             Code::Internal
         }
@@ -52,5 +52,7 @@ mod tests {
             mapped.message(),
             "attach to network n failed at step \"link\": arca-relayd refused to open link 3: connection refused"
         );
+        let broken = Error::peer("arca-tapfwd", "make interface eth2")(Status::cancelled("operation was canceled"));
+        assert_eq!(status(broken).code(), Code::Unavailable);
     }
 }
