@@ -19,6 +19,8 @@ TEXT = [
     (re.compile(r"\b(Up|Exited \(\d+\)|Created|Restarting \(\d+\)) (Less than a second|About an? \w+|\d+ \w+)( ago)?"),
      r"\1 <while>"),
     (re.compile(r"\b(Less than a second|About an? \w+|\d+ (seconds?|minutes?|hours?|months?|years?)) ago"), "<while> ago"),
+    # The kernel's numbers of interfaces count what came and went before.
+    (re.compile(r"^\d+: (?=\S+ +inet )", re.M), "<index>: "),
     (re.compile(r"\b(32[7-9]\d\d|3[3-9]\d{3}|[45]\d{4}|60\d{3})\b"), "<port>"),
 ]
 # Fields that differ from machine to machine, from engine to engine by nature, or from run to run.

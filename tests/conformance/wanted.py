@@ -30,6 +30,9 @@ MODE = "a network mode given as part of an id stays as it was given; Docker comp
 INIT = "--init is kept and shown, but no init process goes before the command yet"
 KINDS = "questions about a known name that only other kinds of records could answer are not sent elsewhere"
 LABEL = "a single label that nobody has does not exist, also where nothing could be asked"
+AUTHORITY = "a link's name is answered with authority"
+CHANCE = "which of two networks is left first, and whose interface comes first, Docker decides by chance"
+SYSCTL = "an interface sysctl that names no interface is refused; Docker takes it and does nothing"
 SCTP = "the relay of published ports carries TCP and UDP, and refuses SCTP"
 
 WANTED = [
@@ -55,6 +58,9 @@ WANTED = [
     (r'Propagation: "rslave" -> "rprivate"', "Docker's own folder lies below the bound one here, which it then binds as rslave"),
     (r"net_versions/.*HostConfig\.\w+: (null -> (\[\]|\{\})|false -> null)$", LISTS),
     # Networks.
+    (r"net_names/links: .*Non-authoritative answer", AUTHORITY),
+    (r"sharing/interfaces: .*ip -o -4 addr; ip route", CHANCE),
+    (r"sharing/interfaces: .*endpoint\.sysctls=net\.ipv4\.conf\.IFNAME", SYSCTL),
     (r"net_create/pools: .*p3[12]|networks/create: .*(10\.82\.0\.0/31|\\nn5|\"n5)|0\.0\.0\.0/0|fe80::/64", PREFIX),
     (r"net_create/prefixes: \$ docker start -a cp", MODE),
     (r"net_create/pools: .*10\.64\.0\.254", FIRST),
