@@ -68,9 +68,10 @@ pub enum Error {
 }
 
 /// Whether a peer gave no answer of its own: it was not to be reached, or its connection broke under the call. tonic tells
-/// the second as `Cancelled` or `Unknown`, which no Arca process answers.
+/// the second with various codes; what an Arca process itself answered has no source.
 pub(crate) fn is_away(status: &tonic::Status) -> bool {
-    matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Cancelled | tonic::Code::Unknown)
+    let broke = std::error::Error::source(status).is_some();
+    broke || matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Cancelled | tonic::Code::Unknown)
 }
 
 impl Error {
