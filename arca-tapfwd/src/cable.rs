@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arca_link::stats::kernel_counters;
 use arca_link::{Counters, Kind, LinkState, Offloads};
 use arca_proto::fdstore::{Client, FdStoreError};
 use arca_proto::frame::MAX_FRAME;
@@ -116,7 +117,7 @@ impl Cable {
 
     /// Out of the interface and into it, as the kernel counts.
     pub(crate) fn counters(&self) -> (Counters, Counters) {
-        veth::counters(self.shared.settings.interface.as_str())
+        kernel_counters(self.shared.settings.interface.as_str())
     }
 
     /// Has the store keep what is needed to go on, now and after each change.

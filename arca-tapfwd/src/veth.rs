@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 
-use arca_link::{Counters, LinkNumber};
+use arca_link::LinkNumber;
 use nix::libc;
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns};
@@ -143,20 +143,6 @@ pub(crate) fn move_between(name: &str, from: Option<BorrowedFd<'_>>, to: Borrowe
     // A thread of its own: the namespace is a property of the thread.
     std::thread::scope(|scope| scope.spawn(visit).join())
         .unwrap_or_else(|_| Err(io::Error::other("the thread that visits the namespace panicked")))
-}
-
-/// Out of an interface and into it, as the kernel counts.
-pub(crate) fn counters(interface: &str) -> (Counters, Counters) {
-    let table = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default();
-    let line = table.lines().find_map(|line| line.trim_start().strip_prefix(interface)?.strip_prefix(':'));
-    // bytes, packets, errors, drops and four more, for receiving and then for sending (proc_pid_net(5)).
-    let numbers: Vec<u64> =
-        line.unwrap_or_default().split_ascii_whitespace().map(|n| n.parse().unwrap_or_default()).collect();
-    let at = |start: usize| {
-        let number = |index: usize| numbers.get(start + index).copied().unwrap_or_default();
-        Counters { bytes: number(0), frames: number(1), drops: number(3) }
-    };
-    (at(8), at(0))
 }
 
 const ETHTOOL_GSTRINGS: u32 = 0x1b;

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arca_link::stats::kernel_counters;
 use arca_link::{Counters, Kind, LinkNumber, LinkState, Offloads};
 use arca_proto::frame::MAX_FRAME;
 use arca_proto::hello::{Carrier, Carriers, Hello, HelloError};
@@ -77,20 +78,6 @@ impl Drop for Cable {
     }
 }
 
-/// Frames out of the switch into the interface, and the other way, as the kernel counts.
-fn counters(interface: &str) -> (Counters, Counters) {
-    let table = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default();
-    let line = table.lines().find_map(|line| line.trim_start().strip_prefix(interface)?.strip_prefix(':'));
-    // bytes, packets, errors, drops and four more, for receiving and then for sending (proc_pid_net(5)).
-    let numbers: Vec<u64> =
-        line.unwrap_or_default().split_ascii_whitespace().map(|n| n.parse().unwrap_or_default()).collect();
-    let at = |start: usize| {
-        let number = |index: usize| numbers.get(start + index).copied().unwrap_or_default();
-        Counters { bytes: number(0), frames: number(1), drops: number(3) }
-    };
-    (at(8), at(0))
-}
-
 /// Closes the far end to the helper's own kernel and sets it up; twice is no harm.
 fn dress(interface: &str, vswitch: &Vswitch) -> Result<(), Broken> {
     if vswitch.datapath() == Datapath::User {
@@ -136,7 +123,7 @@ impl Cable {
 
     /// Out of the switch, and into it.
     pub(super) fn counters(&self) -> (Counters, Counters) {
-        counters(&self.interface)
+        kernel_counters(&self.interface)
     }
 }
 
@@ -240,7 +227,7 @@ async fn serve(live: Option<&mut Live>, link: LinkNumber) -> Broken {
     loop {
         match live.note().await {
             Ok((Note::Ask, _)) => {
-                let (out, into) = counters(&spec::interface(link));
+                let (out, into) = kernel_counters(&spec::interface(link));
                 let numbers = |c: Counters| [c.frames, c.bytes, c.drops];
                 let counts = Counts { to_helper: numbers(into), to_container: numbers(out) };
                 if let Err(error) = note::send(&live.stream, &Note::Counters(counts), None) {
