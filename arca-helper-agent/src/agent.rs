@@ -12,12 +12,12 @@ use crate::parts::Parts;
 use crate::ports::Ports;
 use crate::uplink::Uplink;
 use crate::vswitch::{self, Vswitch};
-use crate::{ready, service, status};
+use crate::{publish, ready, service, status};
 
 /// How the agent is started.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where ports 9999 and 30000 + n are.
+    /// Where ports 9998, 9999 and 30000 + n are.
     pub listen: ListenOn,
     /// Say READY to the host: the supervisor asks for it at the first start.
     pub ready: bool,
@@ -50,6 +50,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     }
     let status = status::Source::new(conf, nb.clone(), sb, layout);
     let listener = listen.bind(port_plan::HELPER).with_context(|| format!("listen on {listen} port 9999"))?;
+    let clients = listen.bind(port_plan::PUBLISH).with_context(|| format!("listen on {listen} port 9998"))?;
+    tokio::spawn(publish::serve(clients, uplink.clone()));
     let routes = service::routes(Parts { nb, ports, uplink, status });
     let serving = arca_daemon::serve::serve(listener, routes, &["arca.helper.v1.Helper"], shutdown);
     if ready {

@@ -18,10 +18,11 @@ use nix::net::if_::if_nametoindex;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
 use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 use crate::files;
 use crate::layout::Layout;
+use crate::neighbours::{Known, Neighbours};
 use crate::vswitch::{BR_EX, BridgePort, Datapath, Vswitch, VswitchError, ingress};
 
 /// A network, or an address in it: address and prefix length.
@@ -98,12 +99,13 @@ pub struct Uplink {
     vswitch: Vswitch,
     layout: Layout,
     wanted: Arc<Mutex<Wanted>>,
+    neighbours: Neighbours,
 }
 
 impl Uplink {
     /// Nothing is configured yet.
     pub fn new(vswitch: Vswitch, layout: Layout) -> Self {
-        Self { vswitch, layout, wanted: Arc::default() }
+        Self { vswitch, layout, wanted: Arc::default(), neighbours: Neighbours::default() }
     }
 
     /// Chassis id, uplink port, the helper's address and default route. The same values again change nothing.
@@ -127,9 +129,24 @@ impl Uplink {
         let ids = vec![("arca-uplink".to_owned(), "true".to_owned())];
         let port = BridgePort { interface: config.interface.clone(), external_ids: ids };
         self.vswitch.change(BR_EX, &[port], &others).await?;
+        let hops: Vec<IpAddr> = config.sides().map(|side| side.next_hop).collect();
         wanted.config = Some(config);
         self.settle(&wanted).await?;
+        if !self.neighbours.answered(&hops).await {
+            tracing::warn!(?hops, "a next hop does not answer yet: connections that begin at once may be lost at first");
+        }
         Ok(self.vswitch.datapath())
+    }
+
+    /// MAC addresses of the next hops and of the helper itself on the uplink, as they become known.
+    pub fn neighbours(&self) -> watch::Receiver<Known> {
+        self.neighbours.subscribe()
+    }
+
+    /// Addresses of the gateway router on the uplink; none before [`Uplink::configure`].
+    pub async fn routers(&self) -> Vec<IpAddr> {
+        let wanted = self.wanted.lock().await;
+        wanted.config.iter().flat_map(UplinkConfig::sides).map(|side| side.router).collect()
     }
 
     /// Subnets of the containers' networks: they lie behind the gateway router. Replaces what was set before.
@@ -201,7 +218,11 @@ impl Uplink {
             }
             add.execute().await.map_err(failed("set the resolver's address on"))?;
         }
-        self.routes(&handle, wanted).await
+        self.routes(&handle, wanted).await?;
+        let own: Vec<IpAddr> = config.sides().map(|side| side.resolver.0).collect();
+        let hops = config.sides().map(|side| side.next_hop).collect();
+        let followed = self.neighbours.follow(index, &own, hops).await;
+        followed.map_err(|source| UplinkError::Io { what: format!("ask for the neighbours on {BR_EX}"), source })
     }
 
     async fn routes(&self, handle: &Handle, wanted: &Wanted) -> Result<(), UplinkError> {

@@ -3,8 +3,9 @@
 //!
 //! Every daemon and guest program depends on this crate and on no other daemon's crate. It holds the gRPC services
 //! (`proto/`), the port plan ([`ports`]), the one way to reach a machine ([`dial`]), the other side of it
-//! ([`listen`]), and what travels on a link: the [`hello`], the [`frame`] codec,
-//! and, where frames do not travel on the link's streams, notes.
+//! ([`listen`]), what travels on a link: the [`hello`], the [`frame`] codec,
+//! and, where frames do not travel on the link's streams, notes; and what travels for a client of a published port
+//! ([`publish`]).
 
 pub mod dial;
 #[cfg(target_os = "linux")]
@@ -16,6 +17,7 @@ pub mod listen;
 #[cfg(target_os = "linux")]
 pub mod note;
 pub mod ports;
+pub mod publish;
 
 /// Encoded `FileDescriptorSet` of all services, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/arca_descriptor.bin"));
