@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The wiring: every component, in reading order.
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use arca_daemon::{
     config::{BackendKind, Config, LinkKind},
@@ -39,8 +39,8 @@ pub struct Parts {
     pub relayd: PathBuf,
     /// Carrier of links; unspecified: for each link the fastest that comes up.
     pub carrier: Carrier,
-    /// Where unknown names are forwarded, "address:53".
-    pub forwarders: Vec<String>,
+    /// Name servers that unknown names are asked of.
+    pub servers: Vec<SocketAddr>,
     /// What "" and "bridge" mean.
     pub default_kind: DefaultKind,
     /// Where subnets nobody named come from; empty: Docker's.
@@ -64,7 +64,7 @@ impl App {
     /// # Errors
     /// If the store fails.
     pub async fn start(store: Store, system_id: String, boot: Arc<dyn Boot>, parts: Parts) -> Result<Self> {
-        let helper = Arc::new(Helper::new(Arc::clone(&boot), system_id, parts.forwarders));
+        let helper = Arc::new(Helper::new(Arc::clone(&boot), system_id, parts.servers));
         let agent = Arc::new(Agent::new(Arc::clone(&helper), store.clone()));
         let relay = Arc::new(Relay::new(&parts.relayd, Arc::clone(&helper), store.clone()));
         let ovn = Ovn::new(Arc::clone(&agent), Arc::clone(&relay), store.clone(), parts.carrier);
@@ -176,11 +176,6 @@ pub async fn start(config: &Config) -> anyhow::Result<App> {
     let system_id = system_id(&store).await?;
     let boot = Arc::new(HelperMachine::new(config, &system_id, store.clone()).await?);
     let servers = if config.dns.is_empty() { hostnet::nameservers() } else { config.dns.clone() };
-    // The helper cannot reach a stub on the host's loopback.
-    let forwarders = servers.into_iter().filter(|ip| !ip.is_loopback()).map(|ip| match ip {
-        IpAddr::V4(ip) => format!("{ip}:53"),
-        IpAddr::V6(ip) => format!("[{ip}]:53"),
-    });
     let parts = Parts {
         relayd: config.paths.relayd_socket(),
         carrier: match config.link {
@@ -189,7 +184,7 @@ pub async fn start(config: &Config) -> anyhow::Result<App> {
             LinkKind::TapFd => Carrier::TapFd,
             LinkKind::Cable => Carrier::Cable,
         },
-        forwarders: forwarders.collect(),
+        servers: servers.into_iter().map(|ip| SocketAddr::new(ip, 53)).collect(),
         default_kind: match config.network_backend {
             BackendKind::Ovs => DefaultKind::Ovs,
             BackendKind::Vmnet => DefaultKind::Vmnet,

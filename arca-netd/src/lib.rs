@@ -22,6 +22,7 @@ pub mod engine;
 pub mod error;
 pub mod helper;
 pub mod hostnet;
+pub mod loopback;
 pub mod model;
 pub mod names;
 pub mod peers;

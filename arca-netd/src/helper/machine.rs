@@ -175,6 +175,10 @@ impl Boot for HelperMachine {
         matches!(found, Ok(Adoption::Running(_) | Adoption::Unresponsive(_)))
     }
 
+    fn uplink_interface(&self) -> Option<String> {
+        self.is_on_this_kernel().then(|| self.names.interface.clone())
+    }
+
     fn is_on_this_kernel(&self) -> bool {
         cfg!(target_os = "linux")
     }

@@ -21,7 +21,7 @@ pub mod host;
 #[path = "host_other.rs"]
 pub mod host;
 
-use std::{sync::Arc, time::Instant};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use arca_proto::{dial::Address, helper::v1::ConfigureRequest};
 use async_trait::async_trait;
@@ -29,6 +29,7 @@ use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
 
 use crate::{
     error::{Error, Result},
+    loopback::{Loopback, Place},
     peers::backoff::Backoff,
     pools,
 };
@@ -60,6 +61,10 @@ pub trait Boot: Send + Sync + std::fmt::Debug {
     fn uplink(&self) -> Uplink;
     /// Whether the helper's uplink is on this kernel, so that nftables can redirect to it.
     fn is_on_this_kernel(&self) -> bool;
+    /// The host's end of the uplink, where the host has one.
+    fn uplink_interface(&self) -> Option<String> {
+        None
+    }
     /// Whether a machine of an earlier life is there, so that it is to be adopted though nothing needs it.
     async fn is_there(&self) -> bool {
         false
@@ -89,7 +94,9 @@ enum State {
 pub struct Helper {
     boot: Arc<dyn Boot>,
     system_id: String,
-    forwarders: Vec<String>,
+    /// Name servers that unknown names are asked of.
+    servers: Vec<SocketAddr>,
+    loopback: Mutex<Loopback>,
     state: watch::Sender<State>,
     /// Milliseconds from start to the first answered Configure; 0 before.
     boot_ms: watch::Sender<u64>,
@@ -104,14 +111,15 @@ pub struct Helper {
 impl Helper {
     /// A handle; nothing happens before [`Helper::run`].
     #[must_use]
-    pub fn new(boot: Arc<dyn Boot>, system_id: String, forwarders: Vec<String>) -> Self {
+    pub fn new(boot: Arc<dyn Boot>, system_id: String, servers: Vec<SocketAddr>) -> Self {
         let (stop, stops) = mpsc::channel(1);
         Self {
             stop,
             stops: Mutex::new(stops),
             boot,
             system_id,
-            forwarders,
+            servers,
+            loopback: Mutex::default(),
             state: watch::Sender::new(State::Idle),
             boot_ms: watch::Sender::new(0),
             restart: Notify::new(),
@@ -178,7 +186,8 @@ impl Helper {
             match up {
                 Ok(booted) => {
                     tracing::info!(address = %booted.address, adopted = booted.adopted, "helper machine runs");
-                    self.state.send_replace(State::Running(self.up(booted, since)));
+                    let forwarders = self.open_loopback().await;
+                    self.state.send_replace(State::Running(self.up(booted, since, forwarders)));
                     tokio::select! {
                         // All cancel-safe: waiting changes nothing, and an order not received stays queued.
                         () = self.boot.ended() => tracing::error!("helper machine has ended; starting it again"),
@@ -221,7 +230,20 @@ impl Helper {
         let _ = answer.send(down);
     }
 
-    fn up(&self, booted: Booted, since: Instant) -> HelperUp {
+    /// Lets the helper's resolver ask name servers on this host's loopback. Gives what it is told of all servers.
+    async fn open_loopback(&self) -> Vec<String> {
+        let uplink = self.uplink();
+        let interface = self.boot.uplink_interface();
+        let place = interface.map(|interface| Place { address: uplink.host(), interface, client: uplink.resolver() });
+        let mut loopback = self.loopback.lock().await;
+        // What was open belongs to an uplink that may be gone.
+        *loopback = Loopback::default();
+        let (open, told) = Loopback::open(&self.servers, place.as_ref()).await;
+        *loopback = open;
+        told
+    }
+
+    fn up(&self, booted: Booted, since: Instant, forwarders: Vec<String>) -> HelperUp {
         let uplink = self.uplink();
         let v6 = uplink.v6();
         let configure = ConfigureRequest {
@@ -230,7 +252,7 @@ impl Helper {
             router_address: uplink.with_length(uplink.router()),
             next_hop: uplink.host().to_string(),
             resolver_address: uplink.with_length(uplink.resolver()),
-            forwarders: self.forwarders.clone(),
+            forwarders,
             router_address_v6: v6.map(|v6| v6.with_length(v6.router())).unwrap_or_default(),
             next_hop_v6: v6.map(|v6| v6.host().to_string()).unwrap_or_default(),
             resolver_address_v6: v6.map(|v6| v6.with_length(v6.resolver())).unwrap_or_default(),

@@ -191,7 +191,7 @@ impl World {
         let parts = Parts {
             relayd: self.path("relayd.sock"),
             carrier: self.carrier,
-            forwarders: vec!["10.0.0.53:53".into()],
+            servers: vec!["10.0.0.53:53".parse().unwrap()],
             default_kind: DefaultKind::Ovs,
             pools: Vec::new(),
             vmnet: arca_netd::backend::vmnet::Settings { tag: "0".repeat(8), marker: self.path("vmnet") },
