@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-pub use arca_machine::Network;
+pub use arca_machine::{Network, Nic};
 use arca_machine::{Adoption, ContainerSpec, Kind, Machines};
 use arca_proto::{
     dial::{self, Address},

@@ -53,14 +53,26 @@ pub enum Kind {
 }
 
 /// Where a container machine's interfaces come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Network {
     /// They are the host's (`--network host`).
     Host,
     /// arca-tapfwd makes them in a network namespace of the machine's own.
     Links,
-    /// Somebody outside puts them into a network namespace of the machine's own; no arca-tapfwd runs.
-    Native,
+    /// Somebody outside puts one into a network namespace of the machine's own; no arca-tapfwd runs. A kind of machine
+    /// whose interfaces are fixed when it boots is given this one then.
+    Native(Nic),
+}
+
+/// The one interface of a machine on the host's native switch, as a machine that boots like a computer gets it: plain,
+/// with any hardware address. Its name, addresses and routes it is told later, when it is plugged in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Nic {
+    /// The host's end. Linux: name of the TAP interface that the machine's keeper makes (not persistent, so that it goes with
+    /// the machine) and leaves down; the native switch plugs it in. macOS: socket of the keeper of the network.
+    pub wire: String,
+    /// Bytes of an IP packet.
+    pub mtu: u32,
 }
 
 /// A container machine to launch.

@@ -15,7 +15,7 @@ use crate::{
     containers::{Record, networks},
     engine::Engine,
     http::ApiResult,
-    machines::Network,
+    machines::{Network, Nic},
 };
 
 /// Name of the backend in arca-netd's answers.
@@ -31,19 +31,19 @@ pub async fn prepare(engine: &Engine, record: &mut Record) -> ApiResult<()> {
     if record.without_endpoints() {
         return Ok(());
     }
-    let mut backends = Vec::new();
+    let mut answers = Vec::new();
     for (name, wish) in &record.networks {
         let checked = engine.netd.clone().check_attachment(networks::request(record, name, wish, None)).await;
         match checked {
-            Ok(answer) => backends.push((name.clone(), answer.into_inner().backend)),
+            Ok(answer) => answers.push((name.clone(), answer.into_inner())),
             Err(status) if status.code() == tonic::Code::Unimplemented => return Err(status.into()),
             // Whatever else is wrong is told by the attach itself, with its step.
             Err(_) => {}
         }
     }
-    for (name, backend) in backends {
+    for (name, answer) in answers {
         if let Some(network) = record.networks.get_mut(&name) {
-            network.backend = backend;
+            (network.backend, network.wire, network.mtu) = (answer.backend, answer.wire, answer.mtu);
         }
     }
     Ok(())
@@ -51,11 +51,11 @@ pub async fn prepare(engine: &Engine, record: &mut Record) -> ApiResult<()> {
 
 /// The kind of network its machine needs. Native interfaces come from outside, so nothing has to run inside for them.
 pub fn machine_network(record: &Record) -> Network {
-    match record.is_host_network() {
-        true => Network::Host,
-        false if record.networks.values().any(|network| network.backend == BACKEND) => Network::Native,
-        false => Network::Links,
+    if record.is_host_network() {
+        return Network::Host;
     }
+    let native = record.networks.values().find(|network| network.backend == BACKEND);
+    native.map_or(Network::Links, |network| Network::Native(Nic { wire: network.wire.clone(), mtu: network.mtu }))
 }
 
 /// Tells the containers on the native networks of `record` who is there now.
@@ -86,7 +86,7 @@ async fn refresh_network(engine: &Engine, name_or_id: &str) {
         }
     };
     let name = network.spec.map(|spec| spec.name).unwrap_or_default();
-    let lines: Vec<String> = network.endpoints.iter().filter_map(|endpoint| line(endpoint, &name)).collect();
+    let lines: Vec<String> = network.endpoints.iter().flat_map(|endpoint| lines(endpoint, &name)).collect();
     for endpoint in &network.endpoints {
         let path = engine.folder(&endpoint.workload_id).join("hosts");
         match put(&path, &lines) {
@@ -98,15 +98,17 @@ async fn refresh_network(engine: &Engine, name_or_id: &str) {
     }
 }
 
-/// The hosts line of an endpoint: its names, plain and with the network's name behind. None where it has no names.
-fn line(endpoint: &netd::Endpoint, network: &str) -> Option<String> {
-    let address = endpoint.address_v4.split('/').next().filter(|address| !address.is_empty())?;
+/// The hosts lines of an endpoint, one per address: its names, plain and with the network's name behind. None where it
+/// has no names.
+fn lines(endpoint: &netd::Endpoint, network: &str) -> Vec<String> {
     let usable = |name: &&String| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
     let names: Vec<&String> = endpoint.dns_names.iter().filter(usable).collect();
-    let first = names.first()?;
+    let Some(first) = names.first() else { return Vec::new() };
     let plain = names.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(" ");
     let qualified = if usable(&&network.to_owned()) { format!(" {first}.{network}") } else { String::new() };
-    Some(format!("{address}\t{plain}{qualified}{MARK}"))
+    let addresses = [&endpoint.address_v4, &endpoint.address_v6].into_iter().filter_map(|net| net.split('/').next());
+    let addresses = addresses.filter(|address| !address.is_empty());
+    addresses.map(|address| format!("{address}\t{plain}{qualified}{MARK}")).collect()
 }
 
 /// Replaces the lines that are kept here. In place, for a mount follows the file; over what is there instead of after
@@ -141,12 +143,16 @@ mod tests {
 
     #[test]
     fn a_line_has_every_name_and_the_first_one_qualified() {
+        let both = |address: &str, v6: &str, names: &[&str]| {
+            let endpoint = netd::Endpoint { address_v6: v6.into(), ..endpoint(address, names) };
+            lines(&endpoint, "front")
+        };
         assert_eq!(
-            line(&endpoint("10.0.0.2/24", &["web", "alias", "a # b"]), "front").as_deref(),
-            Some("10.0.0.2\tweb alias web.front\t# vmnet")
+            both("10.0.0.2/24", "fd00::2/64", &["web", "alias", "a # b"]),
+            ["10.0.0.2\tweb alias web.front\t# vmnet", "fd00::2\tweb alias web.front\t# vmnet"]
         );
-        assert_eq!(line(&endpoint("10.0.0.2/24", &[]), "front"), None);
-        assert_eq!(line(&endpoint("", &["web"]), "front"), None);
+        assert_eq!(both("", "fd00::2/64", &["web"]), ["fd00::2\tweb web.front\t# vmnet"]);
+        assert!(both("10.0.0.2/24", "", &[]).is_empty() && both("", "", &["web"]).is_empty());
     }
 
     #[test]

@@ -85,6 +85,12 @@ pub struct Attachment {
     /// Which backend carries the network: learnt at each start, "" before the first.
     #[serde(default)]
     pub backend: String,
+    /// The host's end of an interface that a machine has from its boot on, where the backend wants one: learnt likewise.
+    #[serde(default)]
+    pub wire: String,
+    /// Bytes of an IP packet on it.
+    #[serde(default)]
+    pub mtu: u32,
 }
 
 impl Attachment {

@@ -115,6 +115,7 @@ impl Netd for Service {
             backend: found.backend.clone(),
             network_id: found.id,
             network_name,
+            ..api::CheckAttachmentResponse::default()
         }))
     }
 

@@ -285,7 +285,10 @@ fn intent(
     // OVN allocates for its networks; for the native switch it is done here, in the change that stores it.
     let own = network.kind == Kind::Vmnet;
     let address_v4 = if own { vmnet::address::choose_v4(&network, draft, checked.v4)? } else { None };
-    let fitting = address_v4.and_then(|net| vmnet::address::mac_for(net.addr()));
+    let address_v6 = if own { vmnet::address::choose_v6(&network, draft, checked.v6)? } else { None };
+    let fitting = address_v4
+        .and_then(|net| vmnet::address::mac_for(net.addr()))
+        .or_else(|| address_v6.and_then(|net| vmnet::address::mac_for_v6(net.addr())));
     let macs: Vec<_> = fitting.into_iter().chain(macs.iter().copied()).collect();
     let place = match network.kind {
         Kind::Ovs | Kind::Vmnet => Some(place(draft, wanted, &network, &checked, &macs)?),
@@ -304,7 +307,7 @@ fn intent(
         static_v6: checked.v6,
         pinned: false,
         address_v4,
-        address_v6: None,
+        address_v6,
         gateway_priority: wanted.gateway_priority,
         extras: wanted.extras.clone(),
         phase: Phase::Pending,

@@ -113,6 +113,12 @@ pub fn now_ns() -> i64 {
 }
 
 impl Engine {
+    /// The host's end of the interface that a machine for this workload has from its boot on, if it has one on this network;
+    /// "" where it has none.
+    pub(crate) fn wire(&self, network: &Network, workload: &WorkloadId) -> String {
+        if network.kind == Kind::Vmnet { self.backends.vmnet.wire(network, workload) } else { String::new() }
+    }
+
     /// Makes the engine and its predefined networks.
     ///
     /// # Errors

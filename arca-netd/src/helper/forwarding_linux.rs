@@ -68,6 +68,12 @@ pub(super) async fn switch_on(family: Family, table: &str) -> Result<()> {
     family.set("1").await
 }
 
+/// As [`switch_on`], by a table that holds nothing else; made if it is not there.
+pub(super) async fn join(family: Family, table: &str) -> Result<()> {
+    nft(&format!("add table {} {table}\n", family.nft())).await?;
+    switch_on(family, table).await
+}
+
 /// Removes the table and, if it has the mark, switches forwarding off or hands the mark over.
 pub(super) async fn drop_table(family: Family, table: &str) -> Result<()> {
     let name = family.nft();

@@ -64,13 +64,26 @@ pub async fn connect(names: &Names, uplink: Uplink, netns: &Path, adopted: bool)
 }
 
 /// Switches IPv4 forwarding on, if it is off; `names.table` then says so. That table must be there.
-pub(crate) async fn forward(names: &Names) -> Result<()> {
+async fn forward(names: &Names) -> Result<()> {
     forwarding::switch_on(Family::V4, &names.table).await
 }
 
 /// Removes the IPv4 table and, if it has the mark, switches forwarding off or hands the mark over.
-pub(crate) async fn drop_table(names: &Names) -> Result<()> {
+async fn drop_table(names: &Names) -> Result<()> {
     forwarding::drop_table(Family::V4, &names.table).await
+}
+
+/// Forwarding for whoever takes part in it under the name `table` alone: on in the families that are wanted, handed
+/// back in those that are not.
+pub(crate) async fn hold_forwarding(table: &str, v4: bool, v6: bool) -> Result<()> {
+    for (family, wanted) in [(Family::V4, v4), (Family::V6, v6)] {
+        if wanted {
+            forwarding::join(family, table).await?;
+        } else {
+            forwarding::drop_table(family, table).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Undoes [`connect`], as far as there is something to undo.

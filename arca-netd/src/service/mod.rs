@@ -74,11 +74,15 @@ impl Netd for Service {
     }
 
     async fn check_attachment(&self, request: Request<proto::AttachRequest>) -> Answer<proto::CheckAttachmentResponse> {
-        let checked = convert::wanted(request.into_inner()).and_then(|wanted| self.0.check_attachment(&wanted));
+        let wanted = convert::wanted(request.into_inner()).map_err(status)?;
+        let workload = wanted.workload.clone();
+        let checked = self.0.check_attachment(&wanted);
         answer(checked.map(|network| proto::CheckAttachmentResponse {
             network_id: network.id.to_string(),
             network_name: network.name().to_owned(),
             backend: network.backend().to_owned(),
+            wire: self.0.wire(&network, &workload),
+            mtu: network.mtu,
         }))
     }
 

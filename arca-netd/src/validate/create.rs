@@ -79,7 +79,6 @@ pub fn network(mut spec: Spec, state: &State, context: &Context) -> Result<Netwo
         spec.driver = String::new();
     }
     let mut kind = kind_of(&mut spec, context.default_kind)?;
-    let backend = if kind == Kind::Vmnet { "vmnet" } else { "ovs" };
     if spec.ingress {
         return Err(Error::Forbidden("Ingress network can only be global scope network".into()));
     }
@@ -111,20 +110,16 @@ pub fn network(mut spec: Spec, state: &State, context: &Context) -> Result<Netwo
         found = Pools::default();
     } else {
         if !enable_ipv4 {
-            if kind == Kind::Vmnet {
-                return Err(Error::Unsupported(format!(
-                    "a network without IPv4 is not supported by the {backend} backend yet"
-                )));
-            }
             // Shown in the network's IPAM, otherwise without effect.
             found.v4 = None;
         }
-        if enable_ipv6 && kind == Kind::Vmnet {
-            return Err(Error::Unsupported("IPv6 is not supported by the vmnet backend yet".into()));
-        }
         // The host's own routes are in the way of a network that the host itself carries.
-        let host = found.v4.as_ref().filter(|_| kind == Kind::Vmnet);
-        if host.is_some_and(|v4| context.host.iter().any(|net| pools::overlap(net, &v4.subnet))) {
+        let in_the_way = found
+            .v4
+            .as_ref()
+            .is_some_and(|v4| context.host.iter().any(|net| pools::overlap(net, &v4.subnet)))
+            || found.v6.as_ref().is_some_and(|v6| context.host_v6.iter().any(|net| pools::overlap_v6(net, &v6.subnet)));
+        if kind == Kind::Vmnet && in_the_way {
             return Err(Error::Forbidden(OVERLAP.into()));
         }
         complete(&mut found, &mut shown_pools, (enable_ipv4, enable_ipv6), &spec.scope, state, context)?;

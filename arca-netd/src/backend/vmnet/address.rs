@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The one allocator of vmnet addresses. It runs inside a change of the store, which one thread makes at a time: what is
+//! The one allocator of vmnet addresses, of both families. It runs inside a change of the store, which one thread makes at a time: what is
 //! chosen and what is stored are the same act, so no address is given twice, not even by a later life of the daemon.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::{
     error::{Error, Result},
-    model::{MacAddr, Network, PoolV4},
+    model::{MacAddr, Network, PoolV4, PoolV6},
     store::State,
 };
 
@@ -27,6 +30,35 @@ pub fn choose_v4(network: &Network, state: &State, asked: Option<Ipv4Addr>) -> R
     Ok(Ipv4Net::new(address, pool.subnet.prefix_len()).ok())
 }
 
+/// As [`choose_v4`], of IPv6.
+///
+/// # Errors
+/// 500 in Docker's words when none is left.
+pub fn choose_v6(network: &Network, state: &State, asked: Option<Ipv6Addr>) -> Result<Option<Ipv6Net>> {
+    let Some(pool) = &network.v6 else { return Ok(None) };
+    let held = state.endpoints_of(&network.id).filter_map(|e| e.address_v6.map(|net| net.addr()).or(e.static_v6));
+    let address = asked.or_else(|| lowest_v6(pool, &held.collect())).ok_or_else(|| {
+        let (name, id) = (network.name(), &network.id);
+        Error::Exhausted(format!("no available IPv6 addresses on this network's address pools: {name} ({id})"))
+    })?;
+    Ok(Ipv6Net::new(address, pool.subnet.prefix_len()).ok())
+}
+
+/// The lowest address of the pool's range that can be a container's and is not held. Each step passes an address that
+/// somebody has or that is set apart, so there are no more steps than of those.
+fn lowest_v6(pool: &PoolV6, held: &BTreeSet<Ipv6Addr>) -> Option<Ipv6Addr> {
+    let range = pool.range.unwrap_or(pool.subnet);
+    let (mut at, last) = (u128::from(range.network()), u128::from(range.broadcast()));
+    while at <= last {
+        let address = Ipv6Addr::from(at);
+        if pool.is_host(address) && !held.contains(&address) {
+            return Some(address);
+        }
+        at = at.checked_add(1)?;
+    }
+    None
+}
+
 /// The lowest address of the pool that can be a container's and is neither held nor excluded.
 fn lowest(pool: &PoolV4, held: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Addr> {
     let last = u32::from(pool.subnet.broadcast());
@@ -42,6 +74,13 @@ fn lowest(pool: &PoolV4, held: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Addr> {
         }
     }
     None
+}
+
+/// As [`mac_for`], of an endpoint with an IPv6 address alone: its last four bytes.
+#[must_use]
+pub fn mac_for_v6(address: Ipv6Addr) -> Option<MacAddr> {
+    let [.., a, b, c, d] = address.octets();
+    mac_for(Ipv4Addr::new(a, b, c, d))
 }
 
 /// The hardware address that goes with an IPv4 address: whoever gets a former container's address gets its hardware
@@ -70,6 +109,38 @@ mod tests {
         assert_eq!(lowest(&pool(subnet, vec![range]), &BTreeSet::new()), Some(Ipv4Addr::new(10, 200, 0, 10)));
         let all = (Ipv4Addr::new(10, 0, 0, 0), Ipv4Addr::new(255, 255, 255, 255));
         assert_eq!(lowest(&pool(subnet, vec![all]), &BTreeSet::new()), None);
+    }
+
+    #[test]
+    fn ipv6_addresses_are_the_lowest_in_the_range_and_all_are_given_before_none_is_left() {
+        let pool = |range: &str, exclude: &[&str]| PoolV6 {
+            subnet: "fd00:1::/64".parse().unwrap(),
+            gateway: "fd00:1::1".parse().unwrap(),
+            range: Some(range.parse().unwrap()),
+            exclude: exclude.iter().map(|text| text.parse().unwrap()).collect(),
+            user_defined: true,
+        };
+        let wide = pool("fd00:1::/64", &["fd00:1::2"]);
+        let mut held = BTreeSet::from(["fd00:1::3".parse().unwrap()]);
+        assert_eq!(lowest_v6(&wide, &held), Some("fd00:1::4".parse().unwrap()));
+        let narrow = pool("fd00:1::/126", &[]);
+        for text in ["fd00:1::2", "fd00:1::3"] {
+            held.remove(&text.parse().unwrap());
+        }
+        for expected in ["fd00:1::2", "fd00:1::3"] {
+            let given = lowest_v6(&narrow, &held).unwrap();
+            assert_eq!(given, expected.parse::<Ipv6Addr>().unwrap());
+            held.insert(given);
+        }
+        assert_eq!(lowest_v6(&narrow, &held), None);
+        // The last range there is does not run over its end.
+        let last = PoolV6 {
+            subnet: "ffff::/16".parse().unwrap(),
+            range: Some("ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffe/127".parse().unwrap()),
+            ..wide
+        };
+        let all = ["ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffe", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"];
+        assert_eq!(lowest_v6(&last, &all.iter().map(|text| text.parse().unwrap()).collect()), None);
     }
 
     #[derive(Clone, Debug)]
@@ -122,5 +193,6 @@ mod tests {
     #[test]
     fn hardware_addresses_follow_addresses() {
         assert_eq!(mac_for(Ipv4Addr::new(172, 18, 0, 2)).unwrap().to_string(), "02:42:ac:12:00:02");
+        assert_eq!(mac_for_v6("fd00::a:b".parse().unwrap()).unwrap().to_string(), "02:42:00:0a:00:0b");
     }
 }

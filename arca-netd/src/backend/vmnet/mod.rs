@@ -33,7 +33,7 @@ use tokio::sync::Mutex;
 use super::{Addresses, Backend, Capabilities};
 use crate::{
     error::{Error, Result},
-    model::{Endpoint, Kind, Network, Phase, Publication},
+    model::{Endpoint, Kind, Network, Phase, Publication, WorkloadId},
     store::{State, Store},
 };
 use switch::Switch;
@@ -103,6 +103,12 @@ impl Vmnet {
     pub fn new(store: Store, settings: &Settings) -> Self {
         let names = Names::of(&settings.tag);
         Self { store, switch: Switch::new(names.clone(), settings.marker.clone()), names, down: Mutex::new(false) }
+    }
+
+    /// The host's end of the interface that a machine has on this network from its boot on ([`arca_machine::Nic`]).
+    #[must_use]
+    pub fn wire(&self, network: &Network, workload: &WorkloadId) -> String {
+        self.switch.wire(&self.names.segment(&network.id), workload)
     }
 
     fn segments(&self, state: &State) -> Vec<Segment> {

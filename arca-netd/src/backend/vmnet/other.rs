@@ -7,7 +7,10 @@ use super::{
     KeeperOptions,
     wanted::{Names, Plug, Segment},
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    model::WorkloadId,
+};
 
 /// What is on the host with this engine's names.
 #[derive(Debug, Default)]
@@ -36,6 +39,10 @@ impl Switch {
 
     pub(super) fn is_used(&self) -> bool {
         false
+    }
+
+    pub(super) fn wire(&self, _segment: &str, _workload: &WorkloadId) -> String {
+        String::new()
     }
 
     pub(super) async fn found(&self) -> Result<Found> {

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use arca_proto::{dial::Address, ports::LinkNumber};
 use ipnet::IpNet;
 
-use super::address::mac_for;
-use crate::model::{Endpoint, MacAddr, Network, NetworkId};
+use super::address::{mac_for, mac_for_v6};
+use crate::model::{Endpoint, MacAddr, Network, NetworkId, WorkloadId};
 
 /// Names on the host. Each holds the engine's tag: several engines may share a host, and what an engine finds there with
 /// its own tag is its own.
@@ -62,6 +62,13 @@ impl Names {
     }
 }
 
+/// The TAP interface of a workload's machine, before it is plugged in and gets a port's name. The keeper of the machine
+/// makes it and it ends with the machine. 56 bits of the id: no two machines of a host meet.
+#[must_use]
+pub fn tap(workload: &WorkloadId) -> String {
+    format!("t{}", workload.as_str().get(..14).unwrap_or_default())
+}
+
 /// One network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
@@ -90,7 +97,10 @@ impl Segment {
         Self {
             name: names.segment(&network.id),
             gateways: v4.into_iter().chain(v6).collect(),
-            mac: network.v4.as_ref().and_then(|v4| mac_for(v4.gateway)),
+            mac: match (&network.v4, &network.v6) {
+                (Some(v4), _) => mac_for(v4.gateway),
+                (None, v6) => v6.as_ref().and_then(|v6| mac_for_v6(v6.gateway)),
+            },
             mtu: network.mtu,
             internal: network.spec.internal,
             inter_container: network.inter_container,
@@ -112,6 +122,8 @@ pub struct Plug {
     pub segment: String,
     /// Whose other end it is.
     pub machine: Address,
+    /// The host's end, where the machine brings it along ([`tap`]).
+    pub tap: String,
     /// Name in the machine.
     pub interface: String,
     /// Hardware address in the machine.
@@ -138,6 +150,7 @@ impl Plug {
             port: names.port(place.link),
             segment: names.segment(&network.id),
             machine: place.address.clone(),
+            tap: tap(&endpoint.workload),
             interface: place.interface.clone(),
             mac: place.mac,
             mtu: network.mtu,

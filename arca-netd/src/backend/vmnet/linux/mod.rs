@@ -9,11 +9,12 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 use super::{
     KeeperOptions,
-    wanted::{Names, Plug, Segment},
+    wanted::{Names, Plug, Segment, tap},
 };
 use crate::{
     error::{Error, Result},
-    helper::{host, uplink},
+    helper::host,
+    model::WorkloadId,
 };
 use links::Links;
 
@@ -47,6 +48,11 @@ impl Switch {
         self.marker.exists()
     }
 
+    /// Name of the TAP interface to make for a workload's machine.
+    pub(super) fn wire(&self, _segment: &str, workload: &WorkloadId) -> String {
+        tap(workload)
+    }
+
     /// Lists what is there.
     pub(super) async fn found(&self) -> Result<Found> {
         let all = Links::of_host()?.names().await?;
@@ -66,12 +72,12 @@ impl Switch {
 
     /// Puts the rules of exactly these segments in force; without segments nothing remains on the host.
     pub(super) async fn rules(&self, segments: &[Segment]) -> Result<()> {
-        // Rules go by the name under which forwarding is shared between engines; see `helper::host`.
-        let forwarding = uplink::Names { interface: String::new(), table: self.names.forwarding() };
+        // The name under which forwarding is shared between engines; see `helper::host`.
+        let forwarding = self.names.forwarding();
         let script = rules::script(&self.names.table(), segments);
         if segments.is_empty() {
             host::nft(&script).await?;
-            host::drop_table(&forwarding).await?;
+            host::hold_forwarding(&forwarding, false, false).await?;
             return match std::fs::remove_file(&self.marker) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     Err(Error::Io { action: "remove the mark of the native switch", source: error })
@@ -81,8 +87,10 @@ impl Switch {
         }
         // Before the first change: who finds the mark and nothing else loses nothing.
         std::fs::write(&self.marker, "").map_err(Error::io("mark the native switch as in use"))?;
-        host::nft(&format!("add table ip {}\n{script}", forwarding.table)).await?;
-        host::forward(&forwarding).await
+        host::nft(&script).await?;
+        let has =
+            |v6: bool| segments.iter().flat_map(|segment| &segment.gateways).any(|net| net.addr().is_ipv6() == v6);
+        host::hold_forwarding(&forwarding, has(false), has(true)).await
     }
 
     /// Plugs a machine in; its addresses and routes are set when this returns. On failure nothing remains, and the step

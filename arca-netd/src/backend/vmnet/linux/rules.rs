@@ -70,6 +70,12 @@ mod tests {
         assert!(text.contains("iifname \"b2\" drop\n    oifname \"b2\" drop\n"), "{text}");
         assert!(text.contains("ip saddr 10.1.0.0/16 oifname != \"b1\" masquerade\n"), "{text}");
         assert!(!text.contains("oifname != \"b2\""), "{text}");
+        let both = Segment {
+            gateways: vec!["10.1.0.1/16".parse().unwrap(), "fd00:1::1/64".parse().unwrap()],
+            ..segment("b1", false)
+        };
+        let text = script("t", &[both]);
+        assert!(text.contains("ip6 saddr fd00:1::/64 oifname != \"b1\" masquerade\n"), "{text}");
     }
 
     #[test]

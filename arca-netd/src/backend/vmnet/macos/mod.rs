@@ -15,7 +15,10 @@ use super::{
     KeeperOptions,
     wanted::{Names, Plug, Segment},
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    model::WorkloadId,
+};
 
 /// What is on the host with this engine's names.
 #[derive(Debug, Default)]
@@ -47,6 +50,11 @@ impl Switch {
 
     fn socket(&self, segment: &str) -> PathBuf {
         self.folder.join(keeper::socket_name(segment))
+    }
+
+    /// Socket of the keeper of the segment.
+    pub(super) fn wire(&self, segment: &str, _workload: &WorkloadId) -> String {
+        self.socket(segment).to_string_lossy().into_owned()
     }
 
     /// Keepers that answer.
