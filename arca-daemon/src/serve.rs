@@ -5,14 +5,16 @@ use std::{path::Path, time::Duration};
 
 use arca_proto::listen::{Listener, bind_unix};
 use tonic::service::Routes;
+use tower::util::MapResponseLayer;
 
 use crate::{
+    drain::UntilShutdown,
     exit::{Failure, Fatal},
     notify,
     shutdown::Shutdown,
 };
 
-/// How long open calls may go on after shutdown was asked for; streams that never end are cut then.
+/// How long calls that are being worked on may go on after shutdown was asked for.
 const DRAIN: Duration = Duration::from_secs(2);
 
 /// Why a server ended early.
@@ -51,7 +53,8 @@ pub fn bind_daemon_socket(path: &Path) -> Result<Listener, Fatal> {
     })
 }
 
-/// Serves `routes` plus health and reflection on `listener` until `shutdown` fires, then drains for two seconds.
+/// Serves `routes` plus health and reflection on `listener` until `shutdown` fires. Then streams end, and calls that are
+/// being worked on have two seconds.
 /// `services` are full names such as `arca.netd.v1.Netd`; health answers SERVING for each.
 ///
 /// # Errors
@@ -73,8 +76,12 @@ pub async fn serve(
     let routes = routes.add_service(health_service).add_service(reflection);
     // The socket is bound: whoever connects from now on is served.
     notify::ready();
-    let drained = shutdown.clone();
+    let (drained, streams) = (shutdown.clone(), shutdown.clone());
+    let end_streams = MapResponseLayer::new(move |response: http::Response<tonic::body::Body>| {
+        response.map(|body| UntilShutdown::wrap(body, streams.clone()))
+    });
     let server = tonic::transport::Server::builder()
+        .layer(end_streams)
         .add_routes(routes)
         .serve_with_incoming_shutdown(listener.incoming(), async move { drained.wait().await });
     let deadline = async move {

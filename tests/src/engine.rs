@@ -325,6 +325,14 @@ impl Drop for Engine {
         if std::thread::panicking() {
             eprintln!("{}", self.logs());
         }
+        // Most of them ignore SIGTERM, as a shell's or sleep's process 1 does: each would take its ten seconds of grace.
+        let running = self.docker(&["ps", "--quiet"]).stdout;
+        let mut remove = vec!["rm", "--force"];
+        remove.extend(running.split_whitespace());
+        if remove.len() > 2 {
+            // An engine that no longer answers is stopped below, and says why it cannot be.
+            self.docker(&remove);
+        }
         if let Err(error) = self.stop() {
             eprintln!("{error:#}\n{}", self.logs());
         }
