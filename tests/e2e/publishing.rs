@@ -15,7 +15,7 @@ use anyhow::{Context as _, ensure};
 use arca_tests::{
     engine::Engine,
     isolation::{in_network_of, output, run},
-    outside::{ADDRESS, GATEWAY, Outside},
+    outside::{ADDRESS, GATEWAY, Outside, WHO_PORT},
 };
 use serde_json::{Value, json};
 
@@ -27,7 +27,7 @@ pub(crate) const TESTS: &[(&str, Test)] = &[
     ("ports_live_with_their_container", life),
     ("ports_follow_the_default_route", following),
     ("a_neighbours_firewall_is_named_and_the_listener_serves", neighbour),
-    ("udp_clients_keep_their_replies_apart", datagrams),
+    ("udp_clients_keep_their_replies_apart_and_none_is_lost", datagrams),
 ];
 
 const PATIENCE: Option<Duration> = Some(Duration::from_secs(10));
@@ -430,39 +430,58 @@ fn neighbour() -> anyhow::Result<()> {
 
 fn datagrams() -> anyhow::Result<()> {
     let outside = Outside::start()?;
-    let engine = engine(&[])?;
-    sleeper(&engine, "aa", &["-p", "8500:53/udp"])?;
+    let engine = engine(&[&["n"]])?;
+    sleeper(&engine, "aa", &["--network", "n", "-p", "8500:53/udp"])?;
     serve(&engine, "aa", 53)?;
-    let ask = |to: &str, seen_as: IpAddr| -> anyhow::Result<()> {
+    const CLIENTS: usize = 50;
+    // As many clients at once, each from a socket of its own, in the first moment of the engine's life: none is lost.
+    let burst = |to: &str, question: &dyn Fn(usize) -> Vec<u8>| -> anyhow::Result<Vec<Vec<u8>>> {
         let sockets: Vec<UdpSocket> =
-            (0..50).map(|_| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))).collect::<Result<_, _>>()?;
+            (0..CLIENTS).map(|_| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))).collect::<Result<_, _>>()?;
         for socket in &sockets {
             socket.connect(to)?;
-            socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+            socket.set_read_timeout(PATIENCE)?;
         }
-        // All at once, twice: each flow is found again. A datagram that is lost is asked for again.
-        for round in 0..2 {
-            let text = |number: usize| format!("{round}-{number}");
-            for (number, socket) in sockets.iter().enumerate() {
-                socket.send(text(number).as_bytes())?;
+        let mut answers = Vec::new();
+        // Twice: each flow is found again.
+        for first in [0, CLIENTS] {
+            let questions: Vec<Vec<u8>> = (first..first + CLIENTS).map(question).collect();
+            for (socket, question) in sockets.iter().zip(&questions) {
+                socket.send(question)?;
             }
             for (number, socket) in sockets.iter().enumerate() {
-                let expected = format!("{seen_as} {}", text(number));
-                let mut buffer = [0; 100];
-                let answered = (0..5).any(|_| match socket.recv(&mut buffer) {
-                    // An answer to an earlier repetition may come late, one to another client never.
-                    Ok(length) => buffer[..length] == *expected.as_bytes(),
-                    Err(_) => {
-                        let _ = socket.send(text(number).as_bytes());
-                        false
-                    }
-                });
-                ensure!(answered, "client {number} of {to}: {:?}", String::from_utf8_lossy(&buffer));
+                let mut buffer = [0; 512];
+                let length =
+                    socket.recv(&mut buffer).with_context(|| format!("{to} does not answer client {number}"))?;
+                answers.push(buffer[..length].to_vec());
             }
+        }
+        Ok(answers)
+    };
+    let ask = |to: &str, seen_as: IpAddr| -> anyhow::Result<()> {
+        for (number, answer) in burst(to, &|number| number.to_string().into_bytes())?.iter().enumerate() {
+            let text = String::from_utf8_lossy(answer);
+            ensure!(text == format!("{seen_as} {number}"), "{to} answers question {number} by {text:?}");
         }
         Ok(())
     };
     ask("127.0.0.1:8500", uplink(&engine)?)?;
     in_network_of(outside.pid(), || ask(&format!("{GATEWAY}:8500"), ADDRESS.parse()?))?;
+    // The way out, and the resolver, who stands on the uplink as well (RFC 1035 section 4.1: a question for MX).
+    in_network_of(engine.pid("aa")?, || -> anyhow::Result<()> {
+        burst(&format!("{ADDRESS}:{WHO_PORT}"), &|_| b"x".to_vec())?;
+        let question = |number: usize| {
+            let id = u16::try_from(number).unwrap_or_default().to_be_bytes();
+            [&id[..], b"\x01\0\0\x01\0\0\0\0\0\0\x02aa\0\0\x0f\0\x01"].concat()
+        };
+        let answers = burst(&format!("{}:53", gateway(&engine, "n")?), &question)?;
+        let right = |(number, answer): (usize, &Vec<u8>)| answer.starts_with(&question(number)[..2]);
+        ensure!(answers.iter().enumerate().all(right), "answers to other questions: {answers:?}");
+        Ok(())
+    })?;
     engine.stop()
+}
+
+fn gateway(engine: &Engine, network: &str) -> anyhow::Result<String> {
+    engine.docker_ok(&["network", "inspect", "-f", "{{(index .IPAM.Config 0).Gateway}}", network])
 }

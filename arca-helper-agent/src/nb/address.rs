@@ -32,6 +32,12 @@ impl MacAddr {
     }
 }
 
+impl From<[u8; 6]> for MacAddr {
+    fn from(octets: [u8; 6]) -> Self {
+        Self(octets)
+    }
+}
+
 impl std::str::FromStr for MacAddr {
     type Err = InvalidAddress;
 

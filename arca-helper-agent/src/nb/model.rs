@@ -10,6 +10,7 @@ use arca_proto::{helper::v1 as proto, ports::LinkNumber, relay::v1 as relay};
 
 use super::address::{Interface4, Interface6, InvalidAddress, MacAddr, Range4, Subnet4, Subnet6};
 use super::numbers::Numbers;
+use crate::neighbours::Known;
 
 /// Why a declared object is not acceptable by itself, whatever else is declared.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -162,6 +163,8 @@ pub struct Config {
     pub v6: Option<Config6>,
     /// Where unknown names are asked.
     pub forwarders: Vec<SocketAddr>,
+    /// Who is on the uplink, as far as it is known; not sent but found out.
+    pub neighbours: Known,
 }
 
 /// IPv6 side of the uplink.
@@ -230,6 +233,7 @@ impl TryFrom<proto::ConfigureRequest> for Config {
             next_hop,
             resolver,
             v6,
+            neighbours: Known::new(),
         })
     }
 }

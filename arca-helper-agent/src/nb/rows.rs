@@ -321,6 +321,12 @@ fn uplink(rows: &mut Rows, engine: Owner<'_>, config: &Config) -> Atom {
             ("ipv6_ra_configs", Value::map::<&str, &str>([])),
         ],
     );
+    let mut neighbours: BTreeMap<MacAddr, String> = BTreeMap::new();
+    for (address, mac) in &config.neighbours {
+        neighbours.entry(*mac).or_insert_with(|| mac.to_string()).push_str(&format!(" {address}"));
+    }
+    // Whoever is not known is asked for; while OVN does that it keeps no more than four packets.
+    let addresses = neighbours.into_values().chain(["unknown".to_owned()]);
     let none = Value::empty;
     let localnet = rows.add(
         engine,
@@ -329,7 +335,7 @@ fn uplink(rows: &mut Rows, engine: Owner<'_>, config: &Config) -> Atom {
         [
             ("name", LOCALNET_PORT.into()),
             ("type", "localnet".into()),
-            ("addresses", "unknown".into()),
+            ("addresses", Value::set(addresses)),
             ("port_security", none()),
             ("options", Value::map([("network_name", PHYSICAL_NETWORK)])),
             ("dhcpv4_options", none()),

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::address::Addresses;
+use super::address::{Addresses, MacAddr};
 use super::diff::{Change, Counts, Scope, diff, operations};
 use super::model::{Config, Declared, Endpoint, Name, Network, PublishedPort};
 use super::observed::{Columns, Observed};
@@ -362,6 +362,20 @@ fn a_network_of_ipv6_alone_has_the_rows_of_that_family() {
     let four = Config { v6: None, ..config() };
     let all = rows(&four, &desired, &Learned::new());
     assert!(!has(&all, "snat6") && !has(&all, "default6"));
+}
+
+#[test]
+fn ovn_need_not_ask_for_a_neighbour_that_is_known() {
+    let addresses = |config: &Config| {
+        let rows = rows(config, &Desired::default(), &Learned::new());
+        find(&rows, Table::LogicalSwitchPort, "ext-localnet").columns["addresses"].clone()
+    };
+    assert_eq!(addresses(&config()), "unknown".into());
+    let [host, own] = [1, 3].map(|n| MacAddr::from([2, 0, 0, 0, 0, n]));
+    let at = |text: &str, mac| (text.parse().unwrap(), mac);
+    let neighbours = [at("192.168.127.1", host), at("fd00:77::1", host), at("192.168.127.3", own)].into();
+    let known = ["unknown", "02:00:00:00:00:01 192.168.127.1 fd00:77::1", "02:00:00:00:00:03 192.168.127.3"];
+    assert_eq!(addresses(&Config { neighbours, ..config() }), Value::set(known));
 }
 
 #[test]

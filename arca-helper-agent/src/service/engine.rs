@@ -155,6 +155,7 @@ impl<M: Machine> Engine<M> {
             tokio::time::sleep(RETRY).await;
         }
         let mut changes = self.db.changed();
+        let mut neighbours = self.machine.neighbours();
         loop {
             let retry = self.retry;
             tokio::select! {
@@ -174,6 +175,14 @@ impl<M: Machine> Engine<M> {
                     Some(snapshot) if Some(snapshot.generation) == self.settled => continue,
                     Some(_) => {}
                 },
+                // Cancel-safe: what is there is taken below.
+                Ok(()) = neighbours.changed() => {
+                    let known = neighbours.borrow_and_update().clone();
+                    if let Some(config) = self.config.as_mut().filter(|config| config.neighbours != known) {
+                        config.neighbours = known;
+                        self.drawn = None;
+                    }
+                }
                 // Cancel-safe: an answer is taken or not.
                 done = finished.recv() => {
                     let Some(done) = done else { return };
@@ -261,7 +270,8 @@ impl<M: Machine> Engine<M> {
         if self.config.as_ref().is_some_and(|now| now.router != config.router || now.v6 != config.v6) {
             self.routed = None;
         }
-        self.config = Some(config);
+        let neighbours = self.machine.neighbours().borrow().clone();
+        self.config = Some(Config { neighbours, ..config });
         self.drawn = None;
         Ok(datapath)
     }

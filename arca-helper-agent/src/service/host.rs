@@ -5,8 +5,10 @@ use std::collections::BTreeSet;
 
 use arca_proto::ports::LinkNumber;
 use arca_proto::{helper::v1 as proto, tap::v1 as tap};
+use tokio::sync::watch;
 
 use crate::nb::model::Config;
+use crate::neighbours::Known;
 use crate::ports::{PortSpec, PortStatus, Ports};
 use crate::status::Source;
 use crate::uplink::{Side, Subnet, Uplink, UplinkConfig};
@@ -37,6 +39,10 @@ impl Machine for Host {
             }),
         };
         Ok(self.uplink.configure(wanted).await?.to_string())
+    }
+
+    fn neighbours(&self) -> watch::Receiver<Known> {
+        self.uplink.neighbours()
     }
 
     async fn routes(&self, subnets: &BTreeSet<Subnet>) -> Result<(), Failure> {

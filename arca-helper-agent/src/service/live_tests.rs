@@ -13,13 +13,16 @@ use arca_proto::helper::v1::helper_client::HelperClient;
 use arca_proto::helper::v1::helper_server::HelperServer;
 use arca_proto::helper::v1::{self as proto, object, sync_item};
 use arca_proto::ports::LinkNumber;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tonic::transport::{Channel, Server};
 
 use super::machine::{Failure, Machine};
 use super::{Service, nb_monitors};
+use crate::nb::address::MacAddr;
 use crate::nb::model::Config;
 use crate::nb::tests::{endpoint, id, network};
+use crate::neighbours::Known;
 use crate::ovsdb::{Database, Op, Snapshot, Value};
 use crate::ports::PortSpec;
 use crate::uplink::Subnet;
@@ -32,11 +35,15 @@ struct FakeMachine {
     routes: Mutex<BTreeSet<Subnet>>,
     /// A link that cannot be made.
     broken: Mutex<Option<LinkNumber>>,
+    neighbours: watch::Sender<Known>,
 }
 
 impl Machine for Arc<FakeMachine> {
     async fn configure(&self, _: &Config) -> Result<String, Failure> {
         Ok("netdev".into())
+    }
+    fn neighbours(&self) -> watch::Receiver<Known> {
+        self.neighbours.subscribe()
     }
     async fn routes(&self, subnets: &BTreeSet<Subnet>) -> Result<(), Failure> {
         self.routes.lock().unwrap().clone_from(subnets);
@@ -283,6 +290,19 @@ async fn declared_objects_become_rows_and_come_back_as_observations() {
     let got: BTreeSet<&str> = [100, 101].iter().map(|n| seen[&id(*n)].address_v4.as_str()).collect();
     assert_eq!(got, BTreeSet::from(["172.18.0.2/24", "172.18.0.3/24"]));
     assert!(machine.routes.lock().unwrap().contains(&("172.18.0.0".parse().unwrap(), 24)));
+
+    // Who is on the uplink becomes known at any time, and may change.
+    let hop = Ipv4Addr::from_bits(uplink(TEST).to_bits() + 1);
+    for last in [1, 2] {
+        let mac = MacAddr::from([2, 0, 0, 0, 0, last]);
+        machine.neighbours.send_replace([(hop.into(), mac)].into());
+        let wanted = BTreeSet::from(["unknown".to_owned(), format!("{mac} {hop}")]);
+        eventually(&db, "the neighbour", |s| {
+            let row = s.find("Logical_Switch_Port", "name", "ext-ln").map(|(_, row)| row);
+            row.is_some_and(|row| row.strings("addresses").map(str::to_owned).collect::<BTreeSet<_>>() == wanted)
+        })
+        .await;
+    }
 
     // "MAC dynamic" stays; names, port security and the published port follow the address.
     let ip = seen[&id(100)].address_v4.trim_end_matches("/24").to_owned();

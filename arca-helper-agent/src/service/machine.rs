@@ -7,8 +7,10 @@ use std::future::Future;
 
 use arca_proto::helper::v1 as proto;
 use arca_proto::ports::LinkNumber;
+use tokio::sync::watch;
 
 use crate::nb::model::Config;
+use crate::neighbours::Known;
 use crate::ports::PortSpec;
 use crate::uplink::Subnet;
 
@@ -23,6 +25,9 @@ pub(super) trait Machine: Send + Sync + 'static {
     /// Chassis id, uplink interface on the uplink bridge, the resolver's address, default route by the next hop.
     /// Returns the datapath, "netdev" or "system".
     fn configure(&self, config: &Config) -> impl Future<Output = Result<String, Failure>> + Send;
+
+    /// MAC addresses on the uplink, those of the next hops at the latest when `configure` returns, if they answer.
+    fn neighbours(&self) -> watch::Receiver<Known>;
 
     /// Exactly these subnets are reached by the gateway router's address of their family, so that the resolver's answers find their way.
     fn routes(&self, subnets: &BTreeSet<Subnet>) -> impl Future<Output = Result<(), Failure>> + Send;
