@@ -22,7 +22,7 @@ mod values;
 pub use args::CommonArgs;
 pub use keys::{KEYS, Key};
 pub use reference::reference;
-pub use values::{AddressPool, BackendKind, LinkKind, MachineKind, Prefix, Prefix6};
+pub use values::{AddressPool, BackendKind, LinkKind, MachineKind, Prefix, Prefix6, PublishKind, UplinkKind};
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,8 +62,18 @@ pub struct Config {
     pub machine: MachineKind,
     /// Carrier of frames.
     pub link: LinkKind,
+    /// How a virtual helper machine reaches out.
+    pub uplink: UplinkKind,
+    /// How clients reach published ports.
+    pub publish: PublishKind,
     /// Kernel of VM machines.
     pub kernel_path: PathBuf,
+    /// Initial RAM file system of container VMs.
+    pub init_image: PathBuf,
+    /// Initial RAM file system of the helper VM.
+    pub helper_image: PathBuf,
+    /// Folder of the programs that make VMs.
+    pub vm_tools: PathBuf,
     /// Log filter.
     pub log_level: String,
     /// Where the uplink /29 is taken from.
@@ -145,7 +155,12 @@ pub fn load(input: &Input) -> Result<Config, Fatal> {
         network_backend: parsed(&raw, "networkBackend")?,
         machine: parsed(&raw, "machine")?,
         link: parsed(&raw, "link")?,
+        uplink: parsed(&raw, "uplink")?,
+        publish: parsed(&raw, "publish")?,
         kernel_path: path("kernelPath"),
+        init_image: path("initImage"),
+        helper_image: path("helperImage"),
+        vm_tools: path("vmTools"),
         log_level: parsed::<values::LogLevel>(&raw, "logLevel")?.0,
         uplink_range: parsed(&raw, "uplinkRange")?,
         address_pools: parsed::<values::AddressPools>(&raw, "addressPools")?.0,
@@ -166,7 +181,12 @@ fn defaults(paths: &Paths, input: &Input) -> BTreeMap<&'static str, String> {
         ("networkBackend", "ovs".to_owned()),
         ("machine", "auto".to_owned()),
         ("link", "auto".to_owned()),
+        ("uplink", "auto".to_owned()),
+        ("publish", "auto".to_owned()),
         ("kernelPath", input.user_home.join(".arca/vmlinux").to_string_lossy().into_owned()),
+        ("initImage", input.user_home.join(".arca/vminit").to_string_lossy().into_owned()),
+        ("helperImage", input.user_home.join(".arca/helpervm").to_string_lossy().into_owned()),
+        ("vmTools", input.user_home.join(".arca/vm-tools").to_string_lossy().into_owned()),
         ("socketPath", paths.docker_socket.to_string_lossy().into_owned()),
         ("logLevel", "info".to_owned()),
         ("uplinkRange", "192.168.127.0/24".to_owned()),

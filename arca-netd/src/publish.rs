@@ -123,9 +123,9 @@ impl Engine {
     }
 
     async fn bind(&self, publication: &Publication) -> Result<(), (Listener, BindError)> {
-        let state = self.state();
+        let (state, helper) = (self.state(), self.relay.carries_clients());
         for listener in &publication.listeners {
-            let bound = Bound::of(publication, listener, &state);
+            let bound = Bound::of(publication, listener, &state, helper.as_ref());
             self.relay.publish(&listener.id, &bound).await.map_err(|error| (listener.clone(), error))?;
         }
         Ok(())

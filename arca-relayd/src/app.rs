@@ -15,7 +15,7 @@ pub async fn run(paths: &Paths, shutdown: Shutdown) -> anyhow::Result<()> {
     raise_open_files();
     let listener = serve::bind_daemon_socket(&paths.relayd_socket())?;
     let links = Links::new();
-    let publisher = Publisher::new(links.helper(), &paths.tag());
+    let publisher = Publisher::new(&paths.tag());
     let service = Service::new(links, publisher, shutdown.clone());
     tracing::info!(socket = %paths.relayd_socket().display(), "serving");
     let routes = Routes::new(RelayServer::from_arc(service.clone()));

@@ -61,6 +61,33 @@ pub const KEYS: &[Key] = &[
         live: false,
     },
     Key {
+        name: "initImage",
+        variable: "ARCA_INIT_IMAGE",
+        meaning: "initial RAM file system of container VMs",
+        allowed: "a path; `~` is the user's home",
+        default: "`~/.arca/vminit`, whatever `ARCA_HOME` says",
+        more: "",
+        live: false,
+    },
+    Key {
+        name: "helperImage",
+        variable: "ARCA_HELPER_IMAGE",
+        meaning: "initial RAM file system of the helper VM",
+        allowed: "a path; `~` is the user's home",
+        default: "`~/.arca/helpervm`, whatever `ARCA_HOME` says",
+        more: "",
+        live: false,
+    },
+    Key {
+        name: "vmTools",
+        variable: "ARCA_VM_TOOLS",
+        meaning: "folder looked into before PATH for qemu-system, virtiofsd and vhost-device-vsock",
+        allowed: "a path; `~` is the user's home",
+        default: "`~/.arca/vm-tools`, whatever `ARCA_HOME` says",
+        more: "The programs lie in it or in its folder `bin`. It need not exist where the system has them.",
+        live: false,
+    },
+    Key {
         name: "socketPath",
         variable: "ARCA_SOCKET_PATH",
         meaning: "Docker Engine API socket",
@@ -94,6 +121,29 @@ pub const KEYS: &[Key] = &[
         allowed: "an IPv6 range of /8 to /64, host bits zero, not link-local",
         default: "`fd9e:4c41:a27b::/48`",
         more: "Where the host has no IPv6 none is taken: IPv6 networks then have no way out.",
+        live: false,
+    },
+    Key {
+        name: "uplink",
+        variable: "ARCA_UPLINK",
+        meaning: "how a helper machine that is a virtual machine reaches out: auto, tap or user",
+        allowed: "`auto`, `tap`, `user`",
+        default: "`auto`",
+        more: "`tap` is an interface of the host with forwarding and NAT, for which the engine must be root; `user` is QEMU's \
+               user-mode network, which needs no privileges and is slower: the containers' connections are then the host's \
+               own, and the gateway of the uplink network leads to the host's loopback. `auto` takes `tap` for root.",
+        live: false,
+    },
+    Key {
+        name: "publish",
+        variable: "ARCA_PUBLISH",
+        meaning: "how clients reach published ports: auto, or always through the helper machine",
+        allowed: "`auto`, `helper`",
+        default: "`auto`",
+        more: "`auto`: where the host has a route to the helper's uplink, clients on this host are carried there by \
+               arca-relayd and those from elsewhere redirected by the kernel, which keeps their address. `helper`: each client \
+               is carried into the helper machine on a stream of its own, as it is where there is no such route; to a \
+               container it then comes from the helper.",
         live: false,
     },
     Key {

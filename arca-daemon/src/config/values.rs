@@ -53,6 +53,26 @@ choice! {
     }
 }
 choice! {
+    /// How clients reach published ports.
+    PublishKind {
+        /// By the host's kernel where it has a route to the helper's uplink.
+        Auto = "auto",
+        /// Through the helper machine.
+        Helper = "helper",
+    }
+}
+choice! {
+    /// How a virtual helper machine reaches out.
+    UplinkKind {
+        /// TAP where the engine may make one, else user.
+        Auto = "auto",
+        /// An interface of the host.
+        Tap = "tap",
+        /// QEMU's user-mode network.
+        User = "user",
+    }
+}
+choice! {
     /// How frames travel between a container and the helper.
     LinkKind {
         /// The fastest carrier there is for this pair of machines.

@@ -7,8 +7,9 @@ use std::{
     time::Duration,
 };
 
-use arca_daemon::config::Config;
+use arca_daemon::config::{Config, PublishKind};
 use arca_machine::{Adoption, HelperSpec, Kind, Machine, Machines};
+use arca_proto::dial::Address;
 use async_trait::async_trait;
 use ipnet::{Ipv4Net, Ipv6Net};
 use tokio::sync::Mutex;
@@ -39,6 +40,7 @@ pub struct HelperMachine {
     ranges: Ranges,
     names: Names,
     uplink: Cell<Uplink>,
+    publish: PublishKind,
     running: Mutex<Option<Machine>>,
 }
 
@@ -69,7 +71,8 @@ impl HelperMachine {
             log_level: config.log_level.clone(),
             ready_timeout: READY,
         };
-        Ok(Self { machines, spec, store, ranges, names, uplink, running: Mutex::new(None) })
+        let publish = config.publish;
+        Ok(Self { machines, spec, store, ranges, names, uplink, publish, running: Mutex::new(None) })
     }
 
     /// Takes hold of a machine that runs, without launching one; for ending it.
@@ -173,6 +176,10 @@ impl Boot for HelperMachine {
     async fn is_there(&self) -> bool {
         let found = self.machines.adopt(&self.spec.state_directory).await;
         matches!(found, Ok(Adoption::Running(_) | Adoption::Unresponsive(_)))
+    }
+
+    fn carries_clients(&self) -> Option<Address> {
+        (self.publish == PublishKind::Helper).then(|| Address::Sockets(self.spec.socket_directory.clone()))
     }
 
     fn uplink_interface(&self) -> Option<String> {

@@ -59,8 +59,13 @@ pub trait Boot: Send + Sync + std::fmt::Debug {
     async fn down(&self) -> Result<()>;
     /// The uplink network. It may change while `up` runs, if another engine took it meanwhile.
     fn uplink(&self) -> Uplink;
-    /// Whether the helper's uplink is on this kernel, so that nftables can redirect to it.
+    /// Whether the helper is on this kernel, so that descriptors and interfaces can be given to it.
     fn is_on_this_kernel(&self) -> bool;
+    /// The machine whose port 9998 carries clients of published ports, where this host has no route to the uplink or shall
+    /// not use it. Known before the machine runs.
+    fn carries_clients(&self) -> Option<Address> {
+        None
+    }
     /// The host's end of the uplink, where the host has one.
     fn uplink_interface(&self) -> Option<String> {
         None
@@ -149,6 +154,12 @@ impl Helper {
     #[must_use]
     pub fn is_on_this_kernel(&self) -> bool {
         self.boot.is_on_this_kernel()
+    }
+
+    /// See [`Boot::carries_clients`].
+    #[must_use]
+    pub fn carries_clients(&self) -> Option<Address> {
+        self.boot.carries_clients()
     }
 
     /// From now on the machine is needed: [`Helper::run`] starts it.

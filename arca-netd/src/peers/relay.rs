@@ -185,7 +185,7 @@ impl Relay {
     /// Lists, compares, acts. `false` if something did not work and should be tried again soon.
     async fn compare(&self) -> Result<bool> {
         let observed = self.observed().await?;
-        let desired = Desired::of(&self.store.state());
+        let desired = self.desired();
         let helper = self.helper.current().map(|up| up.address);
         let actions = diff(&observed, &desired, helper.as_ref());
         if actions.is_empty() {
@@ -206,9 +206,19 @@ impl Relay {
         Ok(whole)
     }
 
+    fn desired(&self) -> Desired {
+        Desired::of(&self.store.state(), self.helper.carries_clients().as_ref())
+    }
+
+    /// See [`Helper::carries_clients`].
+    #[must_use]
+    pub fn carries_clients(&self) -> Option<Address> {
+        self.helper.carries_clients()
+    }
+
     async fn observed(&self) -> Result<Observed> {
         let mut client = self.client();
-        let links = client.list_links(proto::ListLinksRequest {}).await.map_err(Error::peer(WHO, "list its links"))?;
+        let links = client.list_links(proto::ListLinksRequest::default()).await.map_err(Error::peer(WHO, "list its links"))?;
         let mut observed = Observed::default();
         for link in links.into_inner().links {
             let ends = || Some((address(link.container.clone())?, address(link.helper.clone())?));
@@ -244,7 +254,7 @@ impl Relay {
                 if claimed { Ok(()) } else { self.close(link).await }
             }
             Action::Unpublish(id) => {
-                let desired = Desired::of(&self.store.state());
+                let desired = self.desired();
                 match PublicationId::try_from(id.clone()) {
                     // Bound otherwise than wanted: it goes all the same, and comes back.
                     Ok(known) if desired.pending_listeners.contains(&known) => Ok(()),
@@ -252,7 +262,7 @@ impl Relay {
                 }
             }
             Action::Open(link) => {
-                let wanted = || Desired::of(&self.store.state()).links.get(&link).cloned();
+                let wanted = || self.desired().links.get(&link).cloned();
                 let Some((endpoint, container)) = wanted() else { return Ok(()) };
                 let opened = self.open(link, &container).await;
                 match wanted() {
@@ -262,7 +272,7 @@ impl Relay {
                 }
             }
             Action::Publish(id) => {
-                let wanted = || Desired::of(&self.store.state()).listeners.get(&id).cloned();
+                let wanted = || self.desired().listeners.get(&id).cloned();
                 let Some(bound) = wanted() else { return Ok(()) };
                 let published = self.publish(&id, &bound).await;
                 if wanted().is_none() {
@@ -327,8 +337,11 @@ impl Relay {
             host_port: bound.host_port.into(),
             vip: vip.to_string(),
             vip_port: bound.vip_port.into(),
-            // Redirected packets stay in their family.
-            kernel_redirect: bound.host_ip.is_ipv4() == vip.is_ipv4() && self.helper.is_on_this_kernel(),
+            // Redirected packets stay in their family, and need a route.
+            kernel_redirect: bound.host_ip.is_ipv4() == vip.is_ipv4()
+                && bound.helper.is_none()
+                && cfg!(target_os = "linux"),
+            helper: bound.helper.clone().map(Into::into),
         };
         match self.client().publish(request).await {
             Ok(_) => Ok(()),
@@ -382,5 +395,6 @@ fn bound(publication: &proto::Publication) -> Option<Bound> {
         host_port: u16::try_from(publication.host_port).ok()?,
         vip_port: u16::try_from(request.vip_port).ok()?,
         by_v6: request.vip.parse::<IpAddr>().ok()?.is_ipv6(),
+        helper: request.helper.clone().map(Address::try_from).transpose().ok()?,
     })
 }

@@ -38,12 +38,14 @@ pub struct Bound {
     pub vip_port: u16,
     /// It is the router's IPv6 address.
     pub by_v6: bool,
+    /// The helper machine that carries its clients, where this host has no route to the router.
+    pub helper: Option<Address>,
 }
 
 impl Bound {
-    /// Of a stored publication. Clients that come by IPv6 go on by IPv6, if the endpoint has it.
+    /// Of a stored publication. Clients that come by IPv6 go on by IPv6, if the endpoint has it; `helper` carries them.
     #[must_use]
-    pub fn of(publication: &Publication, listener: &Listener, state: &State) -> Self {
+    pub fn of(publication: &Publication, listener: &Listener, state: &State, helper: Option<&Address>) -> Self {
         let endpoint = publication.endpoint.as_ref().and_then(|id| state.endpoints.get(id));
         Self {
             by_v6: listener.host_ip.is_ipv6() && endpoint.is_some_and(|endpoint| endpoint.address_v6.is_some()),
@@ -51,6 +53,7 @@ impl Bound {
             host_ip: listener.host_ip,
             host_port: listener.host_port,
             vip_port: publication.vip_port,
+            helper: helper.cloned(),
         }
     }
 }
@@ -69,9 +72,9 @@ pub struct Desired {
 }
 
 impl Desired {
-    /// Of the stored state.
+    /// Of the stored state; `helper` carries the clients of published ports, where this host cannot.
     #[must_use]
-    pub fn of(state: &State) -> Self {
+    pub fn of(state: &State, helper: Option<&Address>) -> Self {
         let mut desired = Self::default();
         let linked = |endpoint: &&std::sync::Arc<Endpoint>| state.kind_of(endpoint) != Some(Kind::Vmnet);
         for endpoint in state.endpoints.values().filter(linked) {
@@ -88,7 +91,7 @@ impl Desired {
         for publication in state.publications.values() {
             for listener in &publication.listeners {
                 if publication.active {
-                    desired.listeners.insert(listener.id.clone(), Bound::of(publication, listener, state));
+                    desired.listeners.insert(listener.id.clone(), Bound::of(publication, listener, state, helper));
                 } else {
                     desired.pending_listeners.insert(listener.id.clone());
                 }

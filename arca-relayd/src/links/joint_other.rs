@@ -17,6 +17,7 @@ use arca_proto::{
     frame::{MAX_FRAME, Meter},
     hello::{Agreement, Hello, Kind},
     ports::LinkNumber,
+    trace::{Passed, Tracer, now_ns},
 };
 use tokio::sync::watch;
 
@@ -56,6 +57,7 @@ impl Count {
 pub(super) struct Counting {
     to_helper: Count,
     to_container: Count,
+    tracer: Arc<Tracer>,
 }
 
 impl Counting {
@@ -65,6 +67,15 @@ impl Counting {
 
     pub(super) fn to_container(&self) -> Counters {
         self.to_container.read()
+    }
+
+    /// Blocking writes wait as long as it takes: nothing is given up here.
+    pub(super) fn stuck(&self) -> u64 {
+        0
+    }
+
+    pub(super) fn tracer(&self) -> Arc<Tracer> {
+        self.tracer.clone()
     }
 }
 
@@ -94,6 +105,7 @@ pub(super) struct Joint {
 #[derive(Debug)]
 struct Shared {
     link: LinkNumber,
+    epoch: u64,
     container: UnixStream,
     helper: UnixStream,
     counters: Arc<Counting>,
@@ -111,7 +123,7 @@ impl Joint {
             stream.write_all(&Hello::relay(link, epoch).encode())?;
         }
         let state = watch::Sender::new(State::Connecting);
-        let shared = Arc::new(Shared { link, container, helper, counters, hellos: Mutex::default(), state });
+        let shared = Arc::new(Shared { link, epoch, container, helper, counters, hellos: Mutex::default(), state });
         let mut joint = Self { shared: shared.clone(), threads: Vec::new() };
         for kind in [Kind::Container, Kind::Helper] {
             let shared = shared.clone();
@@ -184,9 +196,10 @@ impl Shared {
                 });
             }
         }
-        let (mut meter, mut buffer) = (Meter::new(MAX_FRAME), vec![0; CHUNK]);
+        let (mut meter, mut buffer, mut passed) = (Meter::new(MAX_FRAME), vec![0; CHUNK], 0);
         loop {
             let length = from.read(&mut buffer)?;
+            let came = self.counters.tracer.now();
             if length == 0 {
                 return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed the connection"));
             }
@@ -194,6 +207,13 @@ impl Shared {
             count.frames.fetch_add(seen.frames, Relaxed);
             count.bytes.fetch_add(seen.bytes, Relaxed);
             to.write_all(&buffer[..length])?;
+            let (first, frames, bytes) = (passed + 1, seen.frames, seen.bytes);
+            passed += frames;
+            if let Some(came_ns) = came.filter(|_| frames > 0) {
+                let (to_helper, epoch) = (kind == Kind::Container, self.epoch);
+                let went_ns = now_ns();
+                self.counters.tracer.tell(Passed { to_helper, epoch, first, frames, bytes, came_ns, went_ns });
+            }
         }
     }
 }

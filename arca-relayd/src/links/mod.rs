@@ -31,6 +31,7 @@ use arca_proto::{
     dial::Address,
     hello::{Carrier, Offloads},
     ports::LinkNumber,
+    trace::{Hop, Tracer},
 };
 use futures_util::future::join_all;
 use tokio::{
@@ -38,6 +39,7 @@ use tokio::{
     task::JoinHandle,
     time::timeout,
 };
+use tonic::async_trait;
 
 use count::Count;
 pub use joint::Counters;
@@ -96,6 +98,8 @@ pub struct Snapshot {
     pub to_helper: Counters,
     /// Helper to container.
     pub to_container: Counters,
+    /// Connections that were given up because they stood but moved nothing.
+    pub stuck: u64,
 }
 
 /// The first connection was given up; the link is closed again if the call opened it.
@@ -122,6 +126,7 @@ impl Entry {
             progress: self.progress.borrow().clone(),
             to_helper: self.counting.to_helper(),
             to_container: self.counting.to_container(),
+            stuck: self.counting.here.stuck(),
         }
     }
 }
@@ -134,7 +139,6 @@ struct Inner {
     /// Held only to look up and to start or abort tasks, never while a link connects.
     entries: Mutex<BTreeMap<LinkNumber, Entry>>,
     changes: broadcast::Sender<Snapshot>,
-    helper: watch::Sender<Option<Address>>,
 }
 
 impl Default for Links {
@@ -146,16 +150,7 @@ impl Default for Links {
 impl Links {
     /// None yet.
     pub fn new() -> Self {
-        Self(Arc::new(Inner {
-            entries: Mutex::default(),
-            changes: broadcast::Sender::new(BACKLOG),
-            helper: watch::Sender::new(None),
-        }))
-    }
-
-    /// Where the helper machine is, as the last opened link had it.
-    pub fn helper(&self) -> watch::Receiver<Option<Address>> {
-        self.0.helper.subscribe()
+        Self(Arc::new(Inner { entries: Mutex::default(), changes: broadcast::Sender::new(BACKLOG) }))
     }
 
     /// Opens a link and waits until it is up. A link that is open with the same ends is only waited for; one with
@@ -164,11 +159,6 @@ impl Links {
     /// # Errors
     /// [`NotUp`] after `patience`, with what the last attempt failed with. A link opened by this call is closed then.
     pub async fn open(&self, link: LinkNumber, ends: Ends, patience: Duration) -> Result<Snapshot, NotUp> {
-        self.0.helper.send_if_modified(|helper| {
-            let changed = helper.as_ref() != Some(&ends.helper);
-            *helper = Some(ends.helper.clone());
-            changed
-        });
         let mut entries = self.0.entries.lock().await;
         let known = entries.get(&link).is_some_and(|entry| entry.ends == ends);
         if !known {
@@ -253,6 +243,16 @@ impl Links {
     /// Changes of phase from now on; subscribe first, then [`Links::list`].
     pub fn changes(&self) -> broadcast::Receiver<Snapshot> {
         self.0.changes.subscribe()
+    }
+}
+
+#[async_trait]
+impl Hop for Links {
+    async fn tracer(&self, link: LinkNumber) -> Option<Arc<Tracer>> {
+        // The other carriers' frames do not pass here.
+        let entries = self.0.entries.lock().await;
+        let entry = entries.get(&link).filter(|entry| entry.ends.carrier == Carrier::Stream)?;
+        Some(entry.counting.here.tracer())
     }
 }
 

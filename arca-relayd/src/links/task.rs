@@ -56,6 +56,7 @@ impl Publish {
                 progress: self.progress.borrow().clone(),
                 to_helper: self.counting.to_helper(),
                 to_container: self.counting.to_container(),
+                stuck: self.counting.here.stuck(),
             });
         }
     }

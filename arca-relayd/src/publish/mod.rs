@@ -11,14 +11,16 @@
 //!                      ├─ bind       sockets, and why there is none
 //!                      ├─ tcp        one task a connection: two copies, half-close carried
 //!                      ├─ udp        one task a client, ended by silence
+//!                      ├─ helper     the way of both where the host has no route to the VIP
 //!                      └─ redirect   nftables table arca_publish_TAG, for off-host clients
 //! ```
 //!
-//! The host must have a route to the VIP, which it has to the uplink of a helper machine that is a namespace. For one
-//! that is a VM, publishing is refused with a clear error.
+//! The host has a route to the VIP where the helper's uplink is an interface of its own. Where it is not (a VM with a
+//! user-mode network, macOS) arca-netd names the helper machine, and each client is carried to its port 9998.
 
 mod bind;
 mod datagram;
+mod helper;
 #[cfg_attr(not(target_os = "linux"), path = "redirect_other.rs")]
 mod redirect;
 mod tcp;
@@ -26,12 +28,13 @@ mod udp;
 mod wanted;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use arca_proto::dial::Address;
 use arca_proto::relay::v1 as proto;
-use tokio::sync::{Mutex, oneshot, watch};
+use tokio::sync::{Mutex, oneshot};
 use tokio::task::JoinHandle;
 use tonic::{Code, Status};
 
@@ -47,7 +50,6 @@ pub use wanted::{InvalidWanted, Protocol};
 /// All publications of this host.
 #[derive(Debug)]
 pub struct Publisher {
-    helper: watch::Receiver<Option<Address>>,
     state: Mutex<State>,
 }
 
@@ -66,6 +68,14 @@ struct Publication {
     meters: Arc<Meters>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
+}
+
+/// Where a listener leads.
+#[derive(Clone, Debug)]
+struct Way {
+    vip: SocketAddr,
+    /// The machine that knows the way there, where this host does not.
+    helper: Option<Address>,
 }
 
 /// What went through the listener. Connections that the kernel redirects are not seen here.
@@ -88,9 +98,6 @@ pub enum PublishError {
     /// The id is in use.
     #[error("publication {0} exists with other values; unpublish it first")]
     Conflict(String),
-    /// No route to the VIP.
-    #[error("publishing is not implemented for a helper machine at {0}: the host has no route to its uplink")]
-    NoRoute(Address),
     /// The rules of a publication that was withdrawn.
     #[error("unpublish {id}")]
     Redirect {
@@ -110,7 +117,6 @@ impl From<PublishError> for Status {
             PublishError::Bind(BindError::Denied { .. }) => Code::PermissionDenied,
             PublishError::Bind(BindError::NoneFree { .. }) => Code::ResourceExhausted,
             PublishError::Conflict(_) => Code::FailedPrecondition,
-            PublishError::NoRoute(_) => Code::Unimplemented,
             PublishError::Bind(BindError::Other { .. }) | PublishError::Redirect { .. } => Code::Internal,
         };
         Self::new(code, format!("{:#}", anyhow::Error::new(error)))
@@ -118,11 +124,11 @@ impl From<PublishError> for Status {
 }
 
 impl Publisher {
-    /// Nothing published. `helper` is where the helper machine is, once known; `tag` the engine's.
+    /// Nothing published. `tag` is the engine's.
     #[must_use]
-    pub fn new(helper: watch::Receiver<Option<Address>>, tag: &str) -> Self {
+    pub fn new(tag: &str) -> Self {
         let state = State { publications: BTreeMap::new(), redirects: Redirects::new(tag) };
-        Self { helper, state: Mutex::new(state) }
+        Self { state: Mutex::new(state) }
     }
 
     /// Binds the host port and serves it. The same request again gives the same publication.
@@ -141,10 +147,6 @@ impl Publisher {
         limits: Limits,
     ) -> Result<proto::Publication, PublishError> {
         let wanted = Wanted::try_from(&request)?;
-        let helper = self.helper.borrow().clone();
-        if let Some(address @ (Address::Vsock(_) | Address::Hybrid(_))) = helper {
-            return Err(PublishError::NoRoute(address));
-        }
         let mut state = self.state.lock().await;
         let State { publications, redirects } = &mut *state;
         if let Some(present) = publications.get(&request.id) {
@@ -157,9 +159,10 @@ impl Publisher {
         let (bound, port) = bind::bind(&wanted, &taken)?;
         let meters = Arc::<Meters>::default();
         let (stop, stopped) = oneshot::channel();
+        let way = Way { vip: wanted.vip, helper: wanted.helper.clone() };
         let task = match bound {
-            Bound::Tcp(listener) => tokio::spawn(tcp::serve(listener, wanted.vip, Arc::clone(&meters), stopped)),
-            Bound::Udp(socket) => tokio::spawn(udp::serve(socket, wanted.vip, Arc::clone(&meters), stopped, limits)),
+            Bound::Tcp(listener) => tokio::spawn(tcp::serve(listener, way, Arc::clone(&meters), stopped)),
+            Bound::Udp(socket) => tokio::spawn(udp::serve(socket, way, Arc::clone(&meters), stopped, limits)),
         };
         if wanted.kernel_redirect {
             // The listener serves in any case, so a kernel that refuses is a reason in `way`, not an error.
@@ -237,7 +240,10 @@ impl Publication {
         proto::Publication {
             request: Some(self.request.clone()),
             host_port: self.port.into(),
-            way: redirects.way(&self.request.id),
+            way: match self.wanted.helper {
+                Some(_) => "helper".to_owned(),
+                None => redirects.way(&self.request.id),
+            },
             connections: self.meters.connections.load(Relaxed),
             bytes_in: self.meters.bytes_in.load(Relaxed),
             bytes_out: self.meters.bytes_out.load(Relaxed),

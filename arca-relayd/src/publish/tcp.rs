@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! TCP from a host listener to the VIP: each connection is copied both ways, the end of each direction on its own.
+//! TCP from a host listener to the VIP: each connection is copied both ways, the end of each direction on its own. Where
+//! the host has no route to the VIP, [`helper`] carries it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use arca_proto::dial::Address;
+use arca_proto::publish::{Opening, Transport};
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
@@ -14,7 +17,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-use super::Meters;
+use super::{
+    Meters, Way,
+    helper::{self, Passage},
+};
 
 /// Bytes of one copy; a connection holds two such buffers.
 const BUFFER: usize = 64 * 1024;
@@ -24,12 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const BREATH: Duration = Duration::from_millis(100);
 
 /// Serves until `stop`; listener and connections are closed when this returns.
-pub(super) async fn serve(
-    listener: TcpListener,
-    vip: SocketAddr,
-    meters: Arc<Meters>,
-    mut stop: oneshot::Receiver<()>,
-) {
+pub(super) async fn serve(listener: TcpListener, way: Way, meters: Arc<Meters>, mut stop: oneshot::Receiver<()>) {
+    let vip = way.vip;
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -39,9 +41,13 @@ pub(super) async fn serve(
             accepted = listener.accept() => match accepted {
                 Ok((client, from)) => {
                     meters.connections.fetch_add(1, Relaxed);
-                    let meters = Arc::clone(&meters);
+                    let (meters, way) = (Arc::clone(&meters), way.clone());
                     connections.spawn(async move {
-                        if let Err(error) = carry(client, vip, &meters).await {
+                        let carried = match &way.helper {
+                            Some(helper) => carry_by(helper, client, vip, &meters).await,
+                            None => carry(client, vip, &meters).await,
+                        };
+                        if let Err(error) = carried {
                             tracing::debug!(%error, %from, %vip, "a connection of a published port broke");
                         }
                     });
@@ -89,6 +95,24 @@ async fn carry(mut client: TcpStream, vip: SocketAddr, meters: &Meters) -> io::R
         reset_on_close(&server);
     }
     result.map(|_| ())
+}
+
+async fn carry_by(helper: &Address, mut client: TcpStream, vip: SocketAddr, meters: &Meters) -> io::Result<()> {
+    client.set_nodelay(true)?;
+    let opened = tokio::time::timeout(PATIENCE, async {
+        let opening = Opening { transport: Transport::Tcp, to: vip };
+        let mut passage = Passage::ask(helper, opening, PATIENCE).await?;
+        passage.opened().await?;
+        Ok(passage)
+    });
+    let carried = match opened.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+        Ok(passage) => helper::carry(&mut client, passage, meters).await,
+        Err(error) => Err(error),
+    };
+    if carried.is_err() {
+        reset_on_close(&client);
+    }
+    carried
 }
 
 async fn copy(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, meter: &AtomicU64) -> io::Result<()> {

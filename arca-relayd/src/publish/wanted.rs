@@ -4,6 +4,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use arca_proto::dial::{Address, InvalidAddress};
 use arca_proto::relay::v1 as proto;
 
 /// Longest id; it goes into logs.
@@ -24,6 +25,12 @@ pub enum InvalidWanted {
     /// VIP.
     #[error("vip `{0}` is not a unicast address")]
     Vip(String),
+    /// Helper machine.
+    #[error("helper")]
+    Helper(#[from] InvalidAddress),
+    /// Both ways.
+    #[error("a kernel cannot redirect to where it has no route (kernel_redirect beside helper)")]
+    Ways,
     /// A port.
     #[error("{field} {value} is not a port")]
     Port {
@@ -60,7 +67,7 @@ impl fmt::Display for Protocol {
 }
 
 /// A port to be published.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Wanted {
     /// Protocol.
     pub protocol: Protocol,
@@ -72,6 +79,8 @@ pub(super) struct Wanted {
     pub vip: SocketAddr,
     /// Whether off-host clients shall be redirected in the kernel.
     pub kernel_redirect: bool,
+    /// The machine that knows the way there, where this host does not.
+    pub helper: Option<Address>,
 }
 
 impl TryFrom<&proto::PublishRequest> for Wanted {
@@ -99,7 +108,12 @@ impl TryFrom<&proto::PublishRequest> for Wanted {
             0 => return Err(InvalidWanted::Port { field: "vip_port", value: 0 }),
             port => port,
         };
+        let helper = request.helper.clone().map(Address::try_from).transpose()?;
+        if helper.is_some() && request.kernel_redirect {
+            return Err(InvalidWanted::Ways);
+        }
         Ok(Self {
+            helper,
             protocol,
             host,
             port: Some(host_port).filter(|port| *port != 0),
@@ -123,6 +137,7 @@ mod tests {
             vip: "192.168.127.2".into(),
             vip_port: 80,
             kernel_redirect: false,
+            helper: None,
         }
     }
 
@@ -142,6 +157,10 @@ mod tests {
             assert!(matches!(refused(PublishRequest { vip: vip.into(), ..good() }), E::Vip(_)), "{vip}");
         }
         assert!(matches!(refused(PublishRequest { vip_port: 0, ..good() }), E::Port { field: "vip_port", .. }));
+        let helper = Some(Address::Sockets("/h".into()).into());
+        assert_eq!(refused(PublishRequest { helper, kernel_redirect: true, ..good() }), E::Ways);
+        let helper = Some(Address::Sockets("h".into()).into());
+        assert!(matches!(refused(PublishRequest { helper, ..good() }), E::Helper(_)));
         assert!(matches!(refused(PublishRequest { host_port: 65_536, ..good() }), E::Port { field: "host_port", .. }));
     }
 }

@@ -20,7 +20,14 @@ fn endpoint(n: u8) -> EndpointId {
 }
 
 fn bound(port: u16) -> Bound {
-    Bound { protocol: Protocol::Tcp, host_ip: [127, 0, 0, 1].into(), host_port: port, vip_port: port, by_v6: false }
+    Bound {
+        protocol: Protocol::Tcp,
+        host_ip: [127, 0, 0, 1].into(),
+        host_port: port,
+        vip_port: port,
+        by_v6: false,
+        helper: None,
+    }
 }
 
 fn link() -> impl Strategy<Value = LinkNumber> {
