@@ -35,7 +35,11 @@ mod workloads;
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
-use arca_daemon::{logging, serve, shutdown::Shutdown};
+use arca_daemon::{
+    early_boot::{self, Role},
+    logging, serve,
+    shutdown::Shutdown,
+};
 use arca_proto::{init::v1::init_server::InitServer, listen::ListenOn, ports};
 use clap::{Args, Parser, Subcommand};
 use tonic::service::Routes;
@@ -44,6 +48,11 @@ use crate::{reaper::Reaper, service::Service, tapfwd::Tapfwd, workloads::Workloa
 
 /// SIGTERM to arca-init gives its workloads this long.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// In a virtual machine: folder for sockets and state.
+const RUN: &str = "/run/arca";
+/// In a virtual machine: the network's program.
+const TAPFWD: &str = "/usr/sbin/arca-tapfwd";
 
 /// Command line.
 #[derive(Debug, Parser)]
@@ -110,6 +119,28 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
+/// Runs the program as the first process of a virtual machine, which the kernel starts without arguments; returns when
+/// the machine may end.
+///
+/// # Errors
+/// One line that says what is missing.
+pub fn boot() -> anyhow::Result<()> {
+    let line = early_boot::prepare(Role::Container)?;
+    std::fs::create_dir_all(RUN).with_context(|| format!("make folder {RUN}"))?;
+    isolation::enter()?;
+    let args = ServeArgs {
+        machine_id: line.id().to_owned(),
+        listen: ListenOn::Vsock,
+        run: RUN.into(),
+        tapfwd: Some(TAPFWD.into()),
+        log_level: line.log_level().to_owned(),
+    };
+    let runtime = runtime()?;
+    let served = runtime.block_on(serve(args));
+    runtime.shutdown_background();
+    served
+}
+
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     // One thread waits for the descriptor store, others for the disk.
@@ -127,10 +158,16 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         std::fs::metadata(program).with_context(|| format!("find {}", program.display()))?;
     }
     let (stop_network, network_stops) = Shutdown::manual();
-    let network = tapfwd.map(|program| {
-        let tapfwd = Tapfwd { program, listen: listen.clone(), log_level, reaper };
-        tokio::spawn(tapfwd.supervise(network_stops))
-    });
+    let mut network_up = None;
+    let network = match tapfwd {
+        Some(program) => {
+            let (ready, up) = tapfwd::Readiness::in_folder(&run)?;
+            network_up = Some(up);
+            let tapfwd = Tapfwd { program, listen: listen.clone(), log_level, reaper, ready };
+            Some(tokio::spawn(tapfwd.supervise(network_stops)))
+        }
+        None => None,
+    };
     // Two ends: a signal first ends the workloads; Shutdown has done so when it fires.
     let (_, signalled) = Shutdown::on_signals().context("set signal handlers")?;
     let (end, ended) = Shutdown::manual();
@@ -139,8 +176,8 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let (_never, serving) = Shutdown::manual();
     let server = serve::serve(listener, routes, &["arca.init.v1.Init"], serving);
     let announced = async {
-        if let (Some(_), ListenOn::Sockets(directory)) = (&network, &listen) {
-            tapfwd::until_listening(directory).await;
+        if let Some(up) = network_up {
+            up.until_listening().await;
         }
         ready::say(&listen).await?;
         std::future::pending::<anyhow::Result<()>>().await

@@ -3,8 +3,13 @@
 
 #[cfg(target_os = "linux")]
 fn main() -> std::process::ExitCode {
+    use arca_daemon::{early_boot, exit};
     use clap::Parser as _;
-    arca_daemon::exit::report("arca-init", arca_init::run(arca_init::Cli::parse()))
+    if early_boot::is_first_process() {
+        exit::report("arca-init", arca_init::boot());
+        early_boot::power_off();
+    }
+    exit::report("arca-init", arca_init::run(arca_init::Cli::parse()))
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -11,13 +11,9 @@ use std::{
 
 use anyhow::Context as _;
 use arca_daemon::shutdown::Shutdown;
-use arca_proto::{
-    dial::{Address, dial},
-    fdstore::Store,
-    listen::ListenOn,
-    ports,
-};
+use arca_proto::{dial::with_short_path, fdstore::Store, listen::ListenOn};
 use nix::sys::signal::Signal;
+use tokio::{net::UnixDatagram, sync::watch};
 
 use crate::{
     process::send_signal,
@@ -36,12 +32,13 @@ const GRACE: Duration = Duration::from_secs(1);
 const STARTUP: Duration = Duration::from_secs(5);
 
 /// How arca-tapfwd is started.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Tapfwd {
     pub(crate) program: PathBuf,
     pub(crate) listen: ListenOn,
     pub(crate) log_level: String,
     pub(crate) reaper: Arc<Reaper>,
+    pub(crate) ready: Readiness,
 }
 
 impl Tapfwd {
@@ -81,6 +78,7 @@ impl Tapfwd {
         command.arg("serve").arg(format!("--listen={}", self.listen)).arg(format!("--log-level={}", self.log_level));
         command.stdin(Stdio::null());
         session.pass_to(&mut command);
+        self.ready.pass_to(&mut command);
         // SAFETY: prctl with two numbers is async-signal-safe. The thread that spawns is the main one, so the signal
         // comes when arca-init dies and not before.
         unsafe {
@@ -111,17 +109,56 @@ impl Tapfwd {
     }
 }
 
-/// Waits until arca-tapfwd takes connections; gives up after five seconds, and says so.
-pub(crate) async fn until_listening(directory: &Path) {
-    let address = Address::Sockets(directory.to_path_buf());
-    let connected = async {
-        let mut pause = Duration::from_millis(1);
-        while dial(&address, ports::TAP).await.is_err() {
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_millis(50));
+/// Where arca-tapfwd says that its port is bound (sd_notify(3), as it would to any supervisor).
+#[derive(Debug)]
+pub(crate) struct Readiness {
+    socket: PathBuf,
+    said: watch::Receiver<bool>,
+}
+
+/// The waiting side of [`Readiness`].
+#[derive(Debug)]
+pub(crate) struct Up {
+    socket: UnixDatagram,
+    path: PathBuf,
+    said: watch::Sender<bool>,
+}
+
+impl Readiness {
+    /// Makes the socket in `folder`.
+    ///
+    /// # Errors
+    /// As bind(2).
+    pub(crate) fn in_folder(folder: &Path) -> anyhow::Result<(Self, Up)> {
+        let path = folder.join("tapfwd.notify");
+        let bound = || {
+            let (_guard, short) = with_short_path(&path)?;
+            UnixDatagram::bind(short)
+        };
+        let socket = bound().with_context(|| format!("bind {}", path.display()))?;
+        let said = watch::Sender::new(false);
+        Ok((Self { socket: path.clone(), said: said.subscribe() }, Up { socket, path, said }))
+    }
+
+    /// A run that nobody listens to any more has nobody to tell.
+    fn pass_to(&self, command: &mut Command) {
+        if *self.said.borrow() {
+            command.env_remove("NOTIFY_SOCKET");
+        } else {
+            command.env("NOTIFY_SOCKET", &self.socket);
         }
-    };
-    if tokio::time::timeout(STARTUP, connected).await.is_err() {
-        tracing::error!("arca-tapfwd does not listen; the machine starts without a network");
+    }
+}
+
+impl Up {
+    /// Waits until arca-tapfwd takes connections; gives up after five seconds, and says so.
+    pub(crate) async fn until_listening(self) {
+        let mut text = [0; 64];
+        if tokio::time::timeout(STARTUP, self.socket.recv(&mut text)).await.is_err() {
+            tracing::error!("arca-tapfwd does not listen; the machine starts without a network");
+        }
+        self.said.send_replace(true);
+        // It lies in the machine's own folder, which goes with the machine.
+        let _ = std::fs::remove_file(&self.path);
     }
 }

@@ -103,6 +103,7 @@ pub fn spec(folder: &Path, host_network: bool) -> ContainerSpec {
         state_directory: folder.join("state"),
         guest_directory: folder.join("guest"),
         network: if host_network { Network::Host } else { Network::Links },
+        size: arca_machine::Size::default(),
         environment: Vec::new(),
         log_level: "debug,h2=info".into(),
         ready_timeout: Duration::from_secs(10),
