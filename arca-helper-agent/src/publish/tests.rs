@@ -2,6 +2,7 @@
 //! The helper's end, with the host's end played here and a "router" on the loopback interface.
 
 use super::*;
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, UnixStream};
 use tokio::task::JoinHandle;
 

@@ -309,6 +309,12 @@ impl Helper for FakeAgent {
         Ok(Response::new(proto::GetStatusResponse { endpoints, ..Default::default() }))
     }
 
+    type ExecStream = Pin<Box<dyn Stream<Item = Result<proto::ExecOutput, Status>> + Send>>;
+
+    async fn exec(&self, _: Request<proto::ExecRequest>) -> Result<Response<Self::ExecStream>, Status> {
+        Err(Status::unimplemented("not in this fake"))
+    }
+
     async fn list_ports(
         &self,
         _: Request<proto::ListPortsRequest>,

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `arca helper console` and `arca helper logs`: the file that the machine's keeper writes.
+
+use std::path::Path;
+
+use arca_machine::Record;
+use serde_json::Value;
+
+use crate::cli::{platform, print, tail::Tail};
+
+/// Prints the log as it is.
+pub(super) async fn console(record: &Record, follow: bool, tail: usize) -> anyhow::Result<()> {
+    show(&record.log, follow, tail, |line| Some(line.trim_end_matches('\r').to_owned())).await
+}
+
+/// Prints what programs of the helper said, one line each.
+pub(super) async fn programs(record: &Record, only: Option<&str>, follow: bool, tail: usize) -> anyhow::Result<()> {
+    show(&record.log, follow, tail, |line| said(line, only)).await
+}
+
+async fn show(path: &Path, follow: bool, tail: usize, pick: impl Fn(&str) -> Option<String>) -> anyhow::Result<()> {
+    let mut changes = match path.parent() {
+        Some(folder) if follow => Some(platform::changes(folder)?),
+        _ => None,
+    };
+    let mut log = Tail::new(path.to_owned());
+    let text = log.read_new()?;
+    let lines: Vec<String> = text.lines().filter_map(&pick).collect();
+    lines[lines.len().saturating_sub(tail)..].iter().for_each(|line| print(line));
+    while let Some(changes) = &mut changes {
+        changes.next().await?;
+        log.read_new()?.lines().filter_map(&pick).for_each(|line| print(&line));
+    }
+    Ok(())
+}
+
+/// What a program said, if this line of the supervisor's log tells of one.
+fn said(line: &str, only: Option<&str>) -> Option<String> {
+    // The kernel may have left something on the line before.
+    let entry: Value = serde_json::from_str(line.get(line.find('{')?..)?.trim_end()).ok()?;
+    let (program, message) = (entry["program"].as_str()?, entry["message"].as_str()?);
+    if only.is_some_and(|only| only != program) {
+        return None;
+    }
+    let when = entry["timestamp"].as_str().unwrap_or("-");
+    let details: String =
+        ["how", "error"].iter().filter_map(|key| Some(format!(" {}", entry[key].as_str()?))).collect();
+    Some(format!("{when} {program:<20} {message}{details}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_programs_are_told_from_others() {
+        let line = r#"[    1.5] x{"timestamp":"T","level":"INFO","message":"00012|WARN|slow","program":"ovn-northd"}"#;
+        assert_eq!(said(line, None).as_deref(), Some("T ovn-northd           00012|WARN|slow"));
+        assert!(said(line, Some("ovn-northd")).is_some() && said(line, Some("ovs-vswitchd")).is_none());
+        for other in ["", "[ 0.0] Linux", r#"{"message":"boot"}"#, "{", "ä{\"program\":1}"] {
+            assert_eq!(said(other, None), None, "{other}");
+        }
+    }
+}
