@@ -21,6 +21,7 @@ pub mod http;
 pub mod images;
 pub mod machines;
 pub mod netd;
+pub mod registry;
 pub mod routes;
 pub mod spec;
 pub mod store;

@@ -243,7 +243,7 @@ fn send(pieces: &mpsc::Sender<io::Result<Bytes>>, pack: impl FnOnce(&mut Tar) ->
 
 /// The writing end of a [`Stream`].
 #[derive(Debug)]
-struct Sender(mpsc::Sender<io::Result<Bytes>>);
+pub(crate) struct Sender(pub(crate) mpsc::Sender<io::Result<Bytes>>);
 
 impl Write for Sender {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 /// Docker's numbers.
 const MODIFIED: u8 = 0;
 const ADDED: u8 = 1;
-const DELETED: u8 = 2;
+pub(super) const DELETED: u8 = 2;
 
 /// Places that are made for the mounts of every container, which Docker makes out of sight.
 const MOUNT_POINTS: &[&str] = &[
@@ -34,12 +34,21 @@ const MOUNT_POINTS: &[&str] = &[
 /// # Errors
 /// If the writable folder cannot be read.
 pub fn changes(upper: &Path, layers: &[PathBuf]) -> io::Result<Value> {
-    let mut found = BTreeMap::new();
-    walk(upper, Path::new("/"), layers, &mut found)?;
+    let found = paths(upper, layers)?;
     if found.is_empty() {
         return Ok(Value::Null);
     }
     Ok(found.into_iter().map(|(path, kind)| json!({"Path": path, "Kind": kind})).collect())
+}
+
+/// Paths that changed, in order, each with Docker's number. Blocking.
+///
+/// # Errors
+/// If the writable folder cannot be read.
+pub(super) fn paths(upper: &Path, layers: &[PathBuf]) -> io::Result<BTreeMap<PathBuf, u8>> {
+    let mut found = BTreeMap::new();
+    walk(upper, Path::new("/"), layers, &mut found)?;
+    Ok(found)
 }
 
 /// Whether something below `folder` has changed.

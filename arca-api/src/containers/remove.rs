@@ -61,6 +61,7 @@ pub async fn remove(engine: &Arc<Engine>, container: &Arc<Container>, options: O
     }
     engine.store.delete("container", &container.id).await.map_err(|error| ApiError::internal(error.to_string()))?;
     engine.containers.remove(&container.id);
+    sweep(engine).await;
     if options.volumes {
         for volume in container.with(|record| record.anonymous_volumes.clone()) {
             if let Err(error) = engine.volumes.remove(&volume).await {
@@ -72,6 +73,14 @@ pub async fn remove(engine: &Arc<Engine>, container: &Arc<Container>, options: O
     container.clients.dismiss();
     container.phase.send_modify(|phase| phase.removed = true);
     Ok(())
+}
+
+/// Images that were removed by force go with the last container that stood on them.
+pub async fn sweep(engine: &Arc<Engine>) {
+    let (images, users) = (engine.images.clone(), crate::routes::images::users(engine));
+    if let Err(error) = Engine::blocking(move || Ok(images.sweep(&users)?)).await {
+        tracing::warn!(%error, "an image that was removed stays on the disk");
+    }
 }
 
 /// Kills it if it runs and may be killed.

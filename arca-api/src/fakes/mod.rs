@@ -98,7 +98,9 @@ pub(crate) async fn import(engine: &Engine) {
     tar.append_data(&mut header, "file", std::io::empty()).expect("append");
     let tar = tar.into_inner().expect("in memory");
     let changes = ["CMD [\"sleep\"]".to_owned()];
-    tokio::task::spawn_blocking(move || images.import(Cursor::new(tar), Some("img"), "", &changes).expect("import"))
-        .await
-        .expect("join");
+    tokio::task::spawn_blocking(move || {
+        images.import(Cursor::new(tar), Some("img"), "", None, &changes).expect("import")
+    })
+    .await
+    .expect("join");
 }

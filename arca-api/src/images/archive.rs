@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Reads what `docker save` writes: a docker-archive (`manifest.json`) or an OCI image layout (`index.json`), plain or
-//! gzip, from a stream. Entries come in any order, so files are spooled to a folder first and read from there.
+//! compressed, from a stream. Entries come in any order, so files are spooled to a folder first and read from there.
 
 use std::{
     collections::HashMap,
@@ -12,7 +12,7 @@ use std::{
 use flate2::read::MultiGzDecoder;
 use serde::Deserialize;
 
-use super::error::ImageError;
+use super::{blob::Compression, error::ImageError, zstd};
 
 /// One image found in an archive.
 #[derive(Debug)]
@@ -37,12 +37,28 @@ pub(super) fn read(archive: impl Read + 'static, spool: &Path) -> Result<Vec<Fou
     }
 }
 
-/// Gzip is undone, anything else passes. An empty stream stays empty.
-pub(super) fn decompressed<R: Read + 'static>(mut reader: BufReader<R>) -> io::Result<Box<dyn Read>> {
-    use io::BufRead as _;
-    let gzip = reader.fill_buf()?.starts_with(&[0x1f, 0x8b]);
-    Ok(if gzip { Box::new(MultiGzDecoder::new(reader)) } else { Box::new(reader) })
+/// Gzip and zstd are undone, a plain tar passes. An empty stream stays empty.
+pub(super) fn decompressed<R: Read + 'static>(reader: BufReader<R>) -> io::Result<Box<dyn Read>> {
+    undone(reader).map(|(_, reader)| reader)
 }
+
+/// As [`decompressed`], with what was undone.
+pub(super) fn undone<R: Read + 'static>(mut reader: BufReader<R>) -> io::Result<(Compression, Box<dyn Read>)> {
+    use io::BufRead as _;
+    let start = reader.fill_buf()?;
+    if start.starts_with(&[0x1f, 0x8b]) {
+        Ok((Compression::Gzip, Box::new(MultiGzDecoder::new(reader))))
+    } else if start.starts_with(&zstd::MAGIC) {
+        Ok((Compression::Zstd, Box::new(zstd::Decoder::new(reader))))
+    } else if let Some((_, name)) = FOREIGN.iter().find(|(magic, _)| start.starts_with(magic)) {
+        Err(io::Error::new(io::ErrorKind::InvalidData, format!("compressed with {name}: unpack it first, or use gzip")))
+    } else {
+        Ok((Compression::None, Box::new(reader)))
+    }
+}
+
+/// Compressions that are told by name, and not undone.
+const FOREIGN: &[(&[u8], &str)] = &[(b"BZh", "bzip2"), (&[0xfd, b'7', b'z', b'X', b'Z'], "xz")];
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]

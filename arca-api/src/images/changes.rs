@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `--change` of `docker import`: the Dockerfile instructions that only touch the image's run configuration.
+//! `--change` of `docker import` and `docker commit`: the Dockerfile instructions that only touch the image's run configuration.
 
 use serde_json::{Map, Value, json};
 
 use super::error::ImageError;
 use crate::docker::{health::HealthConfig, time::go_duration};
 
-/// Applies Dockerfile lines to an empty run configuration.
-pub(super) fn apply(lines: &[String]) -> Result<Value, ImageError> {
-    let mut config = Map::new();
+/// Applies Dockerfile lines to a run configuration.
+///
+/// # Errors
+/// [`ImageError::Invalid`] for a line that is none, or that only a builder can do.
+pub fn apply(config: &mut Map<String, Value>, lines: &[String]) -> Result<(), ImageError> {
     for line in lines {
         let line = line.trim();
         let (instruction, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
@@ -17,37 +19,45 @@ pub(super) fn apply(lines: &[String]) -> Result<Value, ImageError> {
             return Err(ImageError::Invalid(format!("{upper} requires at least one argument")));
         }
         match upper.as_str() {
-            "CMD" => insert(&mut config, "Cmd", command(rest)),
-            "ENTRYPOINT" => insert(&mut config, "Entrypoint", command(rest)),
-            "USER" => insert(&mut config, "User", json!(rest)),
-            "WORKDIR" => insert(&mut config, "WorkingDir", json!(rest)),
-            "STOPSIGNAL" => insert(&mut config, "StopSignal", json!(rest)),
+            "CMD" => insert(config, "Cmd", command(rest)),
+            "ENTRYPOINT" => insert(config, "Entrypoint", command(rest)),
+            "USER" => insert(config, "User", json!(rest)),
+            "WORKDIR" => insert(config, "WorkingDir", json!(rest)),
+            "STOPSIGNAL" => insert(config, "StopSignal", json!(rest)),
             "ENV" => {
                 let pair = if rest.contains('=') { rest.to_owned() } else { rest.replacen(' ', "=", 1) };
-                if let Some(list) = config.entry("Env").or_insert_with(|| json!([])).as_array_mut() {
-                    list.push(json!(pair));
+                let name = |pair: &str| pair.split('=').next().unwrap_or_default().to_owned();
+                let list = config.entry("Env").or_insert_with(|| json!([]));
+                if list.is_null() {
+                    *list = json!([]);
+                }
+                if let Some(list) = list.as_array_mut() {
+                    match list.iter().position(|other| other.as_str().is_some_and(|other| name(other) == name(&pair))) {
+                        Some(at) => list[at] = json!(pair),
+                        None => list.push(json!(pair)),
+                    }
                 }
             }
             "EXPOSE" => {
                 for port in rest.split_whitespace() {
                     let port = if port.contains('/') { port.to_owned() } else { format!("{port}/tcp") };
-                    set(&mut config, "ExposedPorts", &port, json!({}));
+                    set(config, "ExposedPorts", &port, json!({}));
                 }
             }
             "VOLUME" => {
                 for path in rest.split_whitespace() {
-                    set(&mut config, "Volumes", path, json!({}));
+                    set(config, "Volumes", path, json!({}));
                 }
             }
             "LABEL" => {
                 let (key, value) = rest.split_once('=').unwrap_or((rest, ""));
-                set(&mut config, "Labels", key.trim_matches('"'), json!(value.trim_matches('"')));
+                set(config, "Labels", key.trim_matches('"'), json!(value.trim_matches('"')));
             }
-            "HEALTHCHECK" => insert(&mut config, "Healthcheck", health_check(rest)?),
+            "HEALTHCHECK" => insert(config, "Healthcheck", health_check(rest)?),
             _ => return Err(ImageError::Invalid(format!("{upper} is not a valid change command"))),
         }
     }
-    Ok(Value::Object(config))
+    Ok(())
 }
 
 fn insert(config: &mut Map<String, Value>, key: &str, value: Value) {
@@ -55,7 +65,11 @@ fn insert(config: &mut Map<String, Value>, key: &str, value: Value) {
 }
 
 fn set(config: &mut Map<String, Value>, map: &str, key: &str, value: Value) {
-    if let Some(map) = config.entry(map).or_insert_with(|| json!({})).as_object_mut() {
+    let map = config.entry(map).or_insert_with(|| json!({}));
+    if map.is_null() {
+        *map = json!({});
+    }
+    if let Some(map) = map.as_object_mut() {
         map.insert(key.to_owned(), value);
     }
 }
@@ -110,6 +124,11 @@ fn command(text: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn apply(lines: &[String]) -> Result<Value, ImageError> {
+        let mut config = Map::new();
+        super::apply(&mut config, lines).map(|()| Value::Object(config))
+    }
 
     #[test]
     fn each_instruction_lands_in_its_field() {

@@ -46,6 +46,11 @@ impl ImageError {
     #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
     pub(super) fn broken(error: io::Error) -> Self {
         let text = error.to_string();
+        if error.kind() == io::ErrorKind::StorageFull {
+            // The library puts names of files around it.
+            let inner = error.get_ref().and_then(std::error::Error::source).map_or(text.clone(), ToString::to_string);
+            return Self::Broken(inner);
+        }
         let short = error.kind() == io::ErrorKind::UnexpectedEof || text.contains("failed to read entire block");
         Self::Broken(if short { "unexpected EOF".to_owned() } else { format!("archive is broken: {text}") })
     }

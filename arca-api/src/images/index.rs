@@ -1,30 +1,58 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Which images there are and what they are called. Pure: the store reads and writes it.
 
+mod remove;
+
 use std::{collections::BTreeMap, fs, io, path::Path};
 
 use serde::{Deserialize, Serialize};
 
 use crate::docker::time::now;
 
-use super::{ImageError, ImageUser, Removed, digest_hex, reference::Reference};
+pub(super) use self::remove::Gone;
+pub use self::remove::{ImageUser, Removed};
+use super::{ImageError, digest_hex, reference::Reference};
 
 /// One image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
     /// `name:tag`, sorted.
     pub(super) tags: Vec<String>,
+    /// `name@sha256:...`, sorted.
+    #[serde(default)]
+    pub(super) digests: Vec<String>,
     /// Diff ids, bottom first.
     pub(super) layers: Vec<String>,
     /// When it last got a name, in nanoseconds since the Unix epoch; 0 for never.
     #[serde(default)]
     pub(super) tagged: i64,
+    /// Id of the image it was committed from, or empty.
+    #[serde(default)]
+    pub(super) parent: String,
+    /// Removed by force while containers stand on its layers: nobody sees it, and it goes with the last of them.
+    #[serde(default)]
+    pub(super) removed: bool,
+}
+
+impl Record {
+    /// Names of every kind.
+    fn references(&self) -> impl Iterator<Item = &String> {
+        self.tags.iter().chain(&self.digests)
+    }
 }
 
 /// All images, by id.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Index {
     pub(super) images: BTreeMap<String, Record>,
+}
+
+/// Repository of `name:tag` or `name@digest`.
+pub(super) fn repository(reference: &str) -> &str {
+    match reference.split_once('@') {
+        Some((name, _)) => name,
+        None => reference.rsplit_once(':').map_or(reference, |(name, _)| name),
+    }
 }
 
 impl Index {
@@ -42,6 +70,17 @@ impl Index {
         serde_json::to_vec_pretty(self).unwrap_or_default()
     }
 
+    /// Images that were not removed.
+    pub(super) fn shown(&self) -> impl Iterator<Item = (&String, &Record)> {
+        self.images.iter().filter(|(_, record)| !record.removed)
+    }
+
+    /// Adds an image, or brings back one that was removed.
+    pub(super) fn add(&mut self, id: &str, layers: Vec<String>, parent: &str) {
+        let fresh = Record { layers, parent: parent.to_owned(), ..Record::default() };
+        self.images.entry(id.to_owned()).or_insert(fresh).removed = false;
+    }
+
     /// Moves `tag` to the image `id`.
     pub(super) fn set_tag(&mut self, tag: &str, id: &str) {
         for record in self.images.values_mut() {
@@ -54,28 +93,42 @@ impl Index {
         }
     }
 
-    /// The image a reference means, and the tag it was named by (none when named by id).
+    /// A registry calls the image `id` so (`name@sha256:...`).
+    pub(super) fn set_digest(&mut self, digest: &str, id: &str) {
+        for record in self.images.values_mut() {
+            record.digests.retain(|other| other != digest);
+        }
+        if let Some(record) = self.images.get_mut(id) {
+            record.digests.push(digest.to_owned());
+            record.digests.sort();
+        }
+    }
+
+    /// The image a reference means, and the name (tag or digest) it was named by; none when named by id.
     pub(super) fn find(&self, reference: &str) -> Result<(String, Option<String>), ImageError> {
         let hex = digest_hex(reference);
-        if hex.len() == 64 && self.images.contains_key(&format!("sha256:{hex}")) {
-            return Ok((format!("sha256:{hex}"), None));
+        let whole = format!("sha256:{hex}");
+        if hex.len() == 64 && self.shown().any(|(id, _)| *id == whole) {
+            return Ok((whole, None));
         }
         let parsed = Reference::parse(reference);
         if let Ok(parsed) = &parsed {
-            if let Some(tag) = parsed.tagged() {
-                let named = self.images.iter().find(|(_, record)| record.tags.contains(&tag));
-                if let Some((id, _)) = named {
-                    return Ok((id.clone(), Some(tag)));
-                }
+            let name = match &parsed.digest {
+                Some(digest) => Some(format!("{}@{digest}", parsed.name)),
+                None => parsed.tagged(),
+            };
+            let named = |record: &Record| record.references().any(|other| Some(other) == name.as_ref());
+            if let Some((id, _)) = self.shown().find(|(_, record)| named(record)) {
+                return Ok((id.clone(), name));
             }
             if let Some(digest) = &parsed.digest
-                && self.images.contains_key(digest)
+                && self.shown().any(|(id, _)| id == digest)
             {
                 return Ok((digest.clone(), None));
             }
         }
         if !hex.is_empty() && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
-            let mut matches = self.images.keys().filter(|id| digest_hex(id).starts_with(hex));
+            let mut matches = self.shown().map(|(id, _)| id).filter(|id| digest_hex(id).starts_with(hex));
             match (matches.next(), matches.next()) {
                 (Some(id), None) => return Ok((id.clone(), None)),
                 (Some(_), Some(_)) => {
@@ -85,78 +138,5 @@ impl Index {
             }
         }
         Err(ImageError::NotFound(parsed?.to_string()))
-    }
-
-    /// Removes a name or an image; gives what `rmi` prints and the layers nobody needs any more.
-    pub(super) fn remove(
-        &mut self,
-        reference: &str,
-        force: bool,
-        users: &[ImageUser],
-    ) -> Result<(Vec<Removed>, Vec<String>), ImageError> {
-        let (id, tag) = self.find(reference)?;
-        let short = digest_hex(&id).get(..12).unwrap_or_default().to_owned();
-        let record = self.images.get(&id).cloned().unwrap_or_default();
-        let user = users.iter().filter(|user| user.image_id == id).max_by_key(|user| user.running);
-        let used_by = |user: &ImageUser| user.container_id.get(..12).unwrap_or(&user.container_id).to_owned();
-        let mut removed = Vec::new();
-
-        if let Some(tag) = &tag
-            && record.tags.len() > 1
-        {
-            self.untag(&id, tag);
-            return Ok((vec![Removed::Untagged(tag.clone())], Vec::new()));
-        }
-        match (&tag, user) {
-            (Some(tag), Some(user)) if !force => {
-                return Err(ImageError::Conflict(format!(
-                    "conflict: unable to remove repository reference \"{}\" (must force) - container {} is using its \
-                     referenced image {short}",
-                    if reference.contains(':') { tag } else { reference },
-                    used_by(user)
-                )));
-            }
-            (None, Some(user)) if user.running => {
-                return Err(ImageError::Conflict(format!(
-                    "conflict: unable to delete {short} (cannot be forced) - image is being used by running container {}",
-                    used_by(user)
-                )));
-            }
-            (None, Some(user)) if !force => {
-                return Err(ImageError::Conflict(format!(
-                    "conflict: unable to delete {short} (must be forced) - image is being used by stopped container {}",
-                    used_by(user)
-                )));
-            }
-            (None, None) if record.tags.len() > 1 && !force => {
-                return Err(ImageError::Conflict(format!(
-                    "conflict: unable to delete {short} (must be forced) - image is referenced in multiple repositories"
-                )));
-            }
-            _ => {}
-        }
-        for tag in &record.tags {
-            removed.push(Removed::Untagged(tag.clone()));
-        }
-        if user.is_some() {
-            // A container still stands on its layers: only the names go; the image stays, nameless.
-            if let Some(record) = self.images.get_mut(&id) {
-                record.tags.clear();
-            }
-            return Ok((removed, Vec::new()));
-        }
-        self.images.remove(&id);
-        removed.push(Removed::Deleted(id));
-        let needed = |layer: &String| self.images.values().any(|other| other.layers.contains(layer));
-        let mut dead: Vec<String> = record.layers.iter().filter(|layer| !needed(layer)).cloned().collect();
-        dead.dedup();
-        removed.extend(dead.iter().rev().cloned().map(Removed::Deleted));
-        Ok((removed, dead))
-    }
-
-    fn untag(&mut self, id: &str, tag: &str) {
-        if let Some(record) = self.images.get_mut(id) {
-            record.tags.retain(|other| other != tag);
-        }
     }
 }

@@ -2,7 +2,8 @@
 //! Unpacks one layer tar into an overlayfs lower directory (OCI image specification, "layer").
 //!
 //! Whiteouts become what overlayfs reads: `.wh.NAME` a 0/0 character device, `.wh..wh..opq` an opaque directory.
-//! Nothing is ever written outside the target: entries that would leave it, also through links, are refused.
+//! Nothing is ever written outside the target: entries that would leave it, also through links, are refused. Before a
+//! tar fills the disk it is refused too, whatever it was compressed to.
 
 use std::{
     ffi::OsStr,
@@ -30,6 +31,8 @@ pub(super) struct Unpacked {
     pub diff_id: String,
     /// Bytes of regular files and of the texts of symbolic links.
     pub size: u64,
+    /// Bytes of the tar.
+    pub tar_size: u64,
 }
 
 /// Unpacks `tar` (uncompressed) into the new directory `target`.
@@ -38,7 +41,7 @@ pub(super) struct Unpacked {
 /// [`ImageError::Invalid`] for a broken or hostile archive, [`ImageError::Io`] if the disk refuses.
 pub(super) fn unpack(tar: impl Read, target: &Path) -> Result<Unpacked, ImageError> {
     fs::create_dir_all(target).map_err(ImageError::io("create", target))?;
-    let mut reader = Hashing { inner: tar, hash: Sha256::new() };
+    let mut reader = Hashing { inner: tar, hash: Sha256::new(), read: 0, target, looked: 0 };
     let mut size = 0;
     {
         let mut archive = Archive::new(&mut reader);
@@ -74,7 +77,7 @@ pub(super) fn unpack(tar: impl Read, target: &Path) -> Result<Unpacked, ImageErr
     }
     // The digest covers what stands behind the end-of-archive blocks too.
     io::copy(&mut reader, &mut io::sink()).map_err(ImageError::broken)?;
-    Ok(Unpacked { diff_id: format!("sha256:{}", hex(&reader.hash.finalize())), size })
+    Ok(Unpacked { diff_id: format!("sha256:{}", hex(&reader.hash.finalize())), size, tar_size: reader.read })
 }
 
 fn unpack_entry(
@@ -82,6 +85,14 @@ fn unpack_entry(
     target: &Path,
     directories: &mut Vec<(PathBuf, u64)>,
 ) -> Result<(), ImageError> {
+    if let Ok(Some(mut extensions)) = entry.pax_extensions()
+        && extensions.any(|one| one.is_ok_and(|one| one.key_bytes().starts_with(b"GNU.sparse.")))
+    {
+        // Read as a plain file, its map of holes would be taken for content.
+        return Err(ImageError::invalid(
+            "archive entry in the sparse form of PAX headers: write it with GNU tar's own",
+        ));
+    }
     let path = relative(&entry.path().map_err(ImageError::broken)?)?;
     let (Some(name), parent) = (path.file_name(), path.parent().unwrap_or(Path::new(""))) else {
         return Ok(()); // the root directory itself
@@ -125,6 +136,7 @@ fn unpack_entry(
     match entry.unpack_in(target) {
         Ok(true) => Ok(()),
         Ok(false) => Err(escapes(&path)),
+        Err(error) if error.kind() == io::ErrorKind::StorageFull => Err(ImageError::broken(error)),
         // The library's text names only the path; the cause is its source.
         Err(error) => {
             let cause =
@@ -165,8 +177,23 @@ fn escapes(path: &Path) -> ImageError {
     ImageError::invalid(format!("archive entry {} leaves the image's root", path.display()))
 }
 
+/// Docker's names of the layers of an image: each stands for itself and all below it (OCI image specification, ChainID).
+#[must_use]
+pub fn chain_ids(diff_ids: &[String]) -> Vec<String> {
+    let mut chain: Vec<String> = Vec::with_capacity(diff_ids.len());
+    for id in diff_ids {
+        let next = match chain.last() {
+            None => id.clone(),
+            Some(below) => format!("sha256:{}", hex(&Sha256::digest(format!("{below} {id}")))),
+        };
+        chain.push(next);
+    }
+    chain
+}
+
 /// Lower-case hexadecimal digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
@@ -174,15 +201,43 @@ pub(super) fn hex(bytes: &[u8]) -> String {
     })
 }
 
-struct Hashing<R> {
+/// Bytes of a tar between two looks at the disk.
+const STRIDE: u64 = 64 << 20;
+/// Bytes and files that stay free on it.
+const SPARE: (u64, u64) = (256 << 20, 1000);
+
+/// Counts and hashes what is read, and ends it before the disk is full.
+struct Hashing<'a, R> {
     inner: R,
     hash: Sha256,
+    read: u64,
+    target: &'a Path,
+    /// Bytes read at the last look at the disk.
+    looked: u64,
 }
 
-impl<R: Read> Read for Hashing<R> {
+impl<R: Read> Read for Hashing<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
         self.hash.update(&buffer[..read]);
+        self.read += read as u64;
+        if self.read - self.looked >= STRIDE {
+            self.looked = self.read;
+            let disk = nix::sys::statvfs::statvfs(self.target)?;
+            #[allow(clippy::useless_conversion, reason = "the types differ from platform to platform")]
+            let [blocks, size, all, files] = [
+                u64::from(disk.blocks_available()),
+                u64::from(disk.fragment_size()),
+                u64::from(disk.files()),
+                u64::from(disk.files_available()),
+            ];
+            // Some file systems count no files.
+            if blocks.saturating_mul(size) < SPARE.0 || (all > 0 && files < SPARE.1) {
+                let text =
+                    format!("the archive unpacks to more than the disk has room for, after {} MB", self.read >> 20);
+                return Err(io::Error::new(io::ErrorKind::StorageFull, text));
+            }
+        }
         Ok(read)
     }
 }
@@ -228,7 +283,11 @@ mod tests {
         });
         let root = tempfile::tempdir().expect("temporary directory");
         let unpacked = unpack(&tar[..], &root.path().join("l")).expect("valid");
-        assert_eq!(unpacked, Unpacked { diff_id: format!("sha256:{}", hex(&Sha256::digest(&tar))), size: 16 });
+        let tar_size = tar.len() as u64;
+        assert_eq!(
+            unpacked,
+            Unpacked { diff_id: format!("sha256:{}", hex(&Sha256::digest(&tar))), size: 16, tar_size }
+        );
         let at = |path: &str| fs::symlink_metadata(root.path().join("l").join(path)).expect(path);
         assert_eq!(at("d/f").ino(), at("d/h").ino());
         assert_eq!(at("d").mtime(), 1_000_000);

@@ -6,17 +6,25 @@
 //! images/blobs/sha256/<hex>         image configs, as they came
 //! images/layers/<diff-id hex>/diff  one unpacked layer: an overlayfs lower directory
 //! images/layers/<diff-id hex>/size  bytes of its regular files
+//! images/layers/<diff-id hex>/blob.json and the file it names: the layer's archive as it came, for push and save
+//! images/partial/<digest hex>       a blob on its way from a registry; the next pull goes on where this one ended
 //! images/tmp/                       work in progress; emptied when the store is opened
 //! ```
 //! A layer or config appears by rename only when it is whole and its digest is right, and the index names it only
-//! after that: a crash at any moment leaves a consistent store.
+//! after that: a crash at any moment leaves a consistent store. What no image names is removed when the store is opened.
 
+mod add;
 mod archive;
-mod changes;
+mod blob;
+pub mod changes;
+mod edit;
 mod error;
 mod index;
 mod layer;
+mod partial;
 pub mod reference;
+mod save;
+mod zstd;
 
 #[cfg(target_os = "linux")]
 #[path = "nodes_linux.rs"]
@@ -27,19 +35,21 @@ mod nodes;
 pub(crate) mod special;
 
 use std::{
+    collections::HashMap,
     fs::{self, File},
-    io::{BufReader, Read, Write as _},
+    io::Write as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use sha2::{Digest, Sha256};
-
-pub use self::error::ImageError;
-use self::{
-    index::{Index, Record},
-    layer::hex,
-    reference::Reference,
+use self::index::Index;
+pub use self::{
+    add::{NewImage, Source, diff_ids},
+    blob::{Blob, Compression},
+    error::ImageError,
+    index::{ImageUser, Removed},
+    layer::{chain_ids, hex},
+    save::Saved,
 };
 
 /// An image, ready to run.
@@ -51,7 +61,7 @@ pub struct Image {
     pub repo_tags: Vec<String>,
     /// When it last got a name, in nanoseconds since the Unix epoch; 0 for never.
     pub tagged: i64,
-    /// `name@sha256:...`; known for pulled images only.
+    /// `name@sha256:...`: what registries call it, known once it was pulled or pushed.
     pub repo_digests: Vec<String>,
     /// Its config, typed.
     pub config: oci_spec::image::ImageConfiguration,
@@ -65,6 +75,8 @@ pub struct Image {
     pub size: u64,
     /// RFC 3339, or empty.
     pub created: String,
+    /// Id of the image it was committed from, or empty.
+    pub parent: String,
     raw: Arc<serde_json::Value>,
 }
 
@@ -76,26 +88,6 @@ impl Image {
     }
 }
 
-/// A container that was made from an image.
-#[derive(Clone, Debug)]
-pub struct ImageUser {
-    /// 64 hex digits.
-    pub container_id: String,
-    /// "sha256:HEX"
-    pub image_id: String,
-    /// Running or paused.
-    pub running: bool,
-}
-
-/// One line of what `docker rmi` prints.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Removed {
-    /// A `name:tag` went.
-    Untagged(String),
-    /// An image or layer ("sha256:...") went.
-    Deleted(String),
-}
-
 /// The store. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Store(Arc<Inner>);
@@ -104,6 +96,8 @@ pub struct Store(Arc<Inner>);
 struct Inner {
     root: PathBuf,
     index: Mutex<Index>,
+    /// Held while a blob of this digest is fetched.
+    fetching: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Store {
@@ -112,7 +106,7 @@ impl Store {
     /// # Errors
     /// If the directory cannot be made or the index cannot be read.
     pub fn open(root: &Path) -> Result<Self, ImageError> {
-        for part in ["blobs/sha256", "layers"] {
+        for part in ["blobs/sha256", "layers", "partial"] {
             let path = root.join(part);
             fs::create_dir_all(&path).map_err(ImageError::io("create", &path))?;
         }
@@ -123,7 +117,10 @@ impl Store {
         }
         fs::create_dir_all(&work).map_err(ImageError::io("create", &work))?;
         let index = Index::read(&root.join("index.json"))?;
-        Ok(Self(Arc::new(Inner { root: root.to_path_buf(), index: Mutex::new(index) })))
+        let inner = Inner { root: root.to_path_buf(), index: Mutex::new(index), fetching: Mutex::default() };
+        let store = Self(Arc::new(inner));
+        store.clear_unnamed()?;
+        Ok(store)
     }
 
     /// Finds an image by name, name and tag, digest, id, or unique id prefix.
@@ -140,159 +137,10 @@ impl Store {
     /// # Errors
     /// If a config blob cannot be read.
     pub fn list(&self) -> Result<Vec<Image>, ImageError> {
-        let ids: Vec<String> = self.lock().images.keys().cloned().collect();
+        let ids: Vec<String> = self.lock().shown().map(|(id, _)| id.clone()).collect();
         let mut images: Vec<Image> = ids.iter().map(|id| self.image(id)).collect::<Result<_, _>>()?;
         images.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.id.cmp(&b.id)));
         Ok(images)
-    }
-
-    /// Loads what `docker save` wrote. `progress` gets a line per image, as the CLI prints it.
-    ///
-    /// # Errors
-    /// [`ImageError::Invalid`] for a broken archive; then nothing was added to the index.
-    pub fn load(&self, tar: impl Read + 'static, progress: &mut dyn FnMut(String)) -> Result<Vec<String>, ImageError> {
-        let spool = self.work_directory()?;
-        let mut loaded = Vec::new();
-        for found in archive::read(tar, spool.path())? {
-            let config: serde_json::Value = serde_json::from_slice(&found.config)
-                .map_err(|error| ImageError::Invalid(format!("invalid image config: {error}")))?;
-            let diff_ids = diff_ids(&config)?;
-            if diff_ids.len() != found.layers.len() {
-                return Err(ImageError::Invalid(format!(
-                    "invalid image config: {} layers but {} diff ids",
-                    found.layers.len(),
-                    diff_ids.len()
-                )));
-            }
-            for (file, diff_id) in found.layers.iter().zip(&diff_ids) {
-                if !self.layer_path(diff_id).exists() {
-                    let file = File::open(file).map_err(ImageError::io("open", file))?;
-                    self.add_layer(file, Some(diff_id))?;
-                }
-            }
-            let tags = found.tags.iter().map(|tag| Reference::parse(tag)).collect::<Result<Vec<_>, _>>()?;
-            let tags: Vec<String> = tags.iter().filter_map(Reference::tagged).collect();
-            let id = self.add_image(&found.config, diff_ids, &tags)?;
-            let named = tags.iter().map(|tag| format!("Loaded image: {tag}"));
-            let lines: Vec<String> =
-                if tags.is_empty() { vec![format!("Loaded image ID: {id}")] } else { named.collect() };
-            for line in lines {
-                progress(line.clone());
-                loaded.push(line);
-            }
-        }
-        Ok(loaded)
-    }
-
-    /// Makes an image of one layer from a file system tar. `changes` are Dockerfile lines (`CMD ...`).
-    ///
-    /// # Errors
-    /// [`ImageError::Invalid`] for a broken tar, name or change.
-    pub fn import(
-        &self,
-        tar: impl Read + 'static,
-        name: Option<&str>,
-        message: &str,
-        changes: &[String],
-    ) -> Result<String, ImageError> {
-        let tag = name.filter(|name| !name.is_empty()).map(Reference::parse).transpose()?;
-        let run = changes::apply(changes)?;
-        let diff_id = self.add_layer(tar, None)?;
-        let now = time::OffsetDateTime::now_utc();
-        let created = now.format(&time::format_description::well_known::Rfc3339).unwrap_or_default();
-        let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
-        let config = serde_json::json!({
-            "architecture": architecture, "os": "linux", "created": created, "config": run,
-            "rootfs": { "type": "layers", "diff_ids": [diff_id] },
-            "history": [{
-                "created": created, "comment": if message.is_empty() { "Imported from -" } else { message },
-            }],
-        });
-        let tags: Vec<String> = tag.iter().filter_map(Reference::tagged).collect();
-        self.add_image(config.to_string().as_bytes(), vec![diff_id], &tags)
-    }
-
-    /// Gives an image a further name.
-    ///
-    /// # Errors
-    /// If the image is not there or the name is no reference.
-    pub fn tag(&self, reference: &str, target: &str) -> Result<(), ImageError> {
-        let target = Reference::parse(target)?;
-        let refused = || ImageError::invalid("refusing to create a tag with a digest reference");
-        let tag = target.tagged().ok_or_else(refused)?;
-        let mut index = self.lock();
-        let id = index.find(reference)?.0;
-        let mut next = index.clone();
-        next.set_tag(&tag, &id);
-        self.replace(&mut index, next)
-    }
-
-    /// Removes a name, or the image with its layers when no name is left or it was given by id.
-    ///
-    /// # Errors
-    /// [`ImageError::Conflict`] in Docker's words when containers or further names hold it.
-    pub fn remove(&self, reference: &str, force: bool, users: &[ImageUser]) -> Result<Vec<Removed>, ImageError> {
-        let mut index = self.lock();
-        let mut next = index.clone();
-        let (removed, dead_layers) = next.remove(reference, force, users)?;
-        self.replace(&mut index, next)?;
-        // The index no longer names them: what a crash leaves here is only disk space.
-        for layer in &dead_layers {
-            let path = self.layer_path(layer);
-            let grave = self.0.root.join("tmp").join(format!("dead-{}", digest_hex(layer)));
-            fs::rename(&path, &grave).map_err(ImageError::io("remove", &path))?;
-            fs::remove_dir_all(&grave).map_err(ImageError::io("remove", &grave))?;
-        }
-        for line in &removed {
-            if let Removed::Deleted(id) = line {
-                let blob = self.blob_path(id);
-                if blob.exists() {
-                    fs::remove_file(&blob).map_err(ImageError::io("remove", &blob))?;
-                }
-            }
-        }
-        Ok(removed)
-    }
-
-    fn add_image(&self, config: &[u8], diff_ids: Vec<String>, tags: &[String]) -> Result<String, ImageError> {
-        let id = format!("sha256:{}", hex(&Sha256::digest(config)));
-        // Typed parse now: an image that cannot be run is refused when it comes, not when it is started.
-        serde_json::from_slice::<oci_spec::image::ImageConfiguration>(config)
-            .map_err(|error| ImageError::Invalid(format!("invalid image config: {error}")))?;
-        write_atomically(&self.blob_path(&id), config)?;
-        let mut index = self.lock();
-        let mut next = index.clone();
-        next.images.entry(id.clone()).or_insert_with(|| Record { layers: diff_ids, ..Record::default() });
-        for tag in tags {
-            next.set_tag(tag, &id);
-        }
-        self.replace(&mut index, next)?;
-        Ok(id)
-    }
-
-    /// Unpacks a layer, maybe compressed, and moves it into place. Gives its diff id.
-    fn add_layer(&self, tar: impl Read + 'static, expected: Option<&str>) -> Result<String, ImageError> {
-        let work = self.work_directory()?;
-        let reader = archive::decompressed(BufReader::with_capacity(1 << 18, tar)).map_err(ImageError::broken)?;
-        let unpacked = layer::unpack(reader, &work.path().join("diff"))?;
-        if let Some(expected) = expected.filter(|expected| **expected != unpacked.diff_id) {
-            return Err(ImageError::Invalid(format!(
-                "layer digest mismatch: config says {expected}, content is {}",
-                unpacked.diff_id
-            )));
-        }
-        let size = work.path().join("size");
-        fs::write(&size, unpacked.size.to_string()).map_err(ImageError::io("write", &size))?;
-        let place = self.layer_path(&unpacked.diff_id);
-        match fs::rename(work.path(), &place) {
-            Ok(()) => {
-                let _moved = work.keep();
-            }
-            // Somebody else finished the same layer first; theirs is as good.
-            Err(_) if place.join("size").exists() => {}
-            Err(error) => return Err(ImageError::io("place layer", &place)(error)),
-        }
-        Ok(unpacked.diff_id)
     }
 
     fn image(&self, id: &str) -> Result<Image, ImageError> {
@@ -310,7 +158,8 @@ impl Store {
         }
         Ok(Image {
             id: id.to_owned(),
-            repo_digests: Vec::new(),
+            repo_digests: record.digests,
+            parent: record.parent,
             config,
             layers: record.layers.iter().rev().map(|layer| self.layer_path(layer).join("diff")).collect(),
             size: layer_sizes.iter().sum(),
@@ -321,6 +170,15 @@ impl Store {
             repo_tags: record.tags,
             diff_ids: record.layers,
         })
+    }
+
+    /// A config as it came.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn config(&self, id: &str) -> Result<Vec<u8>, ImageError> {
+        let blob = self.blob_path(id);
+        fs::read(&blob).map_err(ImageError::io("read", &blob))
     }
 
     fn replace(&self, current: &mut Index, next: Index) -> Result<(), ImageError> {
@@ -334,7 +192,11 @@ impl Store {
         self.0.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn work_directory(&self) -> Result<tempfile::TempDir, ImageError> {
+    /// A folder of one's own on the store's file system; gone when dropped, and after a crash.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn work_directory(&self) -> Result<tempfile::TempDir, ImageError> {
         let work = self.0.root.join("tmp");
         tempfile::tempdir_in(&work).map_err(ImageError::io("create a folder in", &work))
     }
@@ -350,16 +212,6 @@ impl Store {
 
 fn digest_hex(digest: &str) -> &str {
     digest.strip_prefix("sha256:").unwrap_or(digest)
-}
-
-fn diff_ids(config: &serde_json::Value) -> Result<Vec<String>, ImageError> {
-    let ids = config.pointer("/rootfs/diff_ids").and_then(|ids| ids.as_array());
-    let text = |id: &serde_json::Value| {
-        let hex = id.as_str()?.strip_prefix("sha256:")?;
-        (hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit())).then(|| format!("sha256:{hex}"))
-    };
-    ids.and_then(|ids| ids.iter().map(text).collect())
-        .ok_or_else(|| ImageError::invalid("invalid image config: rootfs.diff_ids is missing or malformed"))
 }
 
 fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), ImageError> {

@@ -50,6 +50,24 @@ impl Reference {
         Ok(Self { name, tag, digest })
     }
 
+    /// Whether the text itself names a tag.
+    #[must_use]
+    pub fn has_tag(text: &str) -> bool {
+        let name = text.split('@').next().unwrap_or(text);
+        name.rsplit_once(':').is_some_and(|(_, tag)| !tag.contains('/'))
+    }
+
+    /// A familiar name with registry and all: `docker.io/library/busybox:latest`.
+    #[must_use]
+    pub fn canonical(familiar: &str) -> String {
+        let host = familiar.split_once('/').map(|(host, _)| host);
+        match host {
+            Some(host) if host.contains(['.', ':']) || host == "localhost" => familiar.to_owned(),
+            Some(_) => format!("docker.io/{familiar}"),
+            None => format!("docker.io/library/{familiar}"),
+        }
+    }
+
     /// `name:tag`, the form kept in the index. None for a pure digest reference.
     #[must_use]
     pub fn tagged(&self) -> Option<String> {

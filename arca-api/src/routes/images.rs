@@ -1,29 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `/images/*`. Names contain slashes, so the verb at the end of a path is split off by hand.
+//! `/images/*`, but for what moves images in and out ([`super::transfer`]). Names contain slashes, so the verb at the end
+//! of a path is split off by hand.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use axum::{
     Json, Router,
-    body::Body,
     extract::{Extension, Path, State},
-    http::{StatusCode, header::CONTENT_TYPE},
+    http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use bytes::Bytes;
 use serde_json::{Map, Value, json};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::{
     docker::{
         config::ContainerConfig,
-        time::{from_rfc3339, rfc3339},
+        time::{from_rfc3339, parse_point, rfc3339},
     },
     engine::{Engine, detached},
-    http::{ApiError, ApiResult, filters::Filters, frame::ApiVersion, keys, query::Query, upload::Upload},
-    images::{Image, ImageError, ImageUser, Removed, reference::Reference},
+    http::{ApiError, ApiResult, filters::Filters, frame::ApiVersion, keys, query::Query},
+    images::{self, Image, ImageError, ImageUser, Removed, reference::Reference},
 };
 
 type Shared = State<Arc<Engine>>;
@@ -39,11 +39,7 @@ impl From<ImageError> for ApiError {
 pub fn router() -> Router<Arc<Engine>> {
     Router::new()
         .route("/images/json", get(list))
-        .route("/images/load", post(load))
-        .route("/images/create", post(create))
-        .route("/images/prune", post(|| async { ApiError::absent("image prune") }))
-        .route("/images/search", get(|| async { ApiError::absent("image search") }))
-        .route("/images/get", get(|| async { ApiError::absent("image save") }))
+        .route("/images/prune", post(prune))
         .route("/images/{*rest}", get(read).post(write).delete(remove))
 }
 
@@ -54,7 +50,8 @@ pub fn config_of(image: &Image) -> ContainerConfig {
     serde_json::from_value(keys::canonical(raw)).unwrap_or_default()
 }
 
-pub(super) fn users(engine: &Engine) -> Vec<ImageUser> {
+/// Containers and the images they were made from.
+pub fn users(engine: &Engine) -> Vec<ImageUser> {
     let user = |record: &crate::containers::Record| ImageUser {
         container_id: record.id.clone(),
         image_id: record.image_id.clone(),
@@ -72,38 +69,63 @@ async fn list(
     query: Query,
 ) -> ApiResult<Json<Vec<Value>>> {
     let filters = Filters::from_query(&query, FILTERS)?;
-    for key in ["before", "since", "until"] {
-        if !filters.values(key).is_empty() {
-            return Err(ApiError::absent(&format!("the image filter \"{key}\"")));
-        }
-    }
     let dangling = filters.boolean("dangling").map_err(|_| {
         ApiError::bad_request(format!("invalid filter 'dangling=[{}]'", filters.values("dangling").join(" ")))
     })?;
+    let until = match filters.values("until") {
+        [] => None,
+        [one] => parse_point(one)?,
+        _ => return Err(ApiError::bad_request("more than one until filter specified")),
+    };
+    let hidden = !query.flag("all");
     let images = engine.images.clone();
-    let all = Engine::blocking(move || images.list().map_err(Into::into)).await?;
-    let mut chosen = Vec::new();
-    for mut image in all {
-        if !filters.values("reference").is_empty() {
-            // Only the names that were asked for are shown.
-            image.repo_tags.retain(|tag| filters.any("reference", |pattern| reference_matches(tag, pattern)));
-            if image.repo_tags.is_empty() {
+    let (filters, users) = (filters, users(&engine));
+    Engine::blocking(move || {
+        let all = images.list()?;
+        // Creation times of the images that `before` and `since` name.
+        let bound = |key: &str| -> ApiResult<Option<i64>> {
+            let Some(name) = filters.values(key).first() else { return Ok(None) };
+            Ok(from_rfc3339(&images.resolve(name)?.created))
+        };
+        let (before, since) = (bound("before")?, bound("since")?);
+        let parents: BTreeSet<String> = all.iter().map(|image| image.parent.clone()).collect();
+        let mut chosen = Vec::new();
+        for mut image in all {
+            let created = from_rfc3339(&image.created).unwrap_or(0);
+            if before.is_some_and(|before| created >= before)
+                || since.is_some_and(|since| created <= since)
+                || until.is_some_and(|until| created >= until)
+                || !filters.labels("label", &config_of(&image).labels)
+            {
                 continue;
             }
+            if !filters.values("reference").is_empty() {
+                // Only the names that were asked for are shown.
+                let wanted = |name: &String| filters.any("reference", |pattern| reference_matches(name, pattern));
+                image.repo_tags.retain(wanted);
+                image.repo_digests.retain(wanted);
+                if image.repo_tags.is_empty() && image.repo_digests.is_empty() {
+                    continue;
+                }
+            }
+            let nameless = image.repo_tags.is_empty() && image.repo_digests.is_empty();
+            if nameless && hidden && parents.contains(&image.id) {
+                continue;
+            }
+            if dangling.is_some_and(|wanted| if wanted { !image.repo_tags.is_empty() } else { nameless }) {
+                continue;
+            }
+            let count = users.iter().filter(|user| user.image_id == image.id).count();
+            chosen.push(summary(&image, count, version));
         }
-        if dangling.is_none_or(|wanted| image.repo_tags.is_empty() == wanted)
-            && filters.labels("label", &config_of(&image).labels)
-        {
-            let users = users(&engine).iter().filter(|user| user.image_id == image.id).count();
-            chosen.push(summary(&image, users, version));
-        }
-    }
-    Ok(Json(chosen))
+        Ok(Json(chosen))
+    })
+    .await
 }
 
 /// `name`, `name:tag`, with `*` for anything but a slash.
 fn reference_matches(tag: &str, pattern: &str) -> bool {
-    let (name, _) = tag.rsplit_once(':').unwrap_or((tag, ""));
+    let (name, _) = tag.split_once('@').or_else(|| tag.rsplit_once(':')).unwrap_or((tag, ""));
     glob(tag, pattern) || glob(name, pattern)
 }
 
@@ -125,7 +147,7 @@ pub(super) fn summary(image: &Image, users: usize, version: ApiVersion) -> Value
         "Created": from_rfc3339(&image.created).unwrap_or(0) / 1_000_000_000,
         "Id": image.id,
         "Labels": if labels.is_empty() { Value::Null } else { json!(labels) },
-        "ParentId": "",
+        "ParentId": image.parent,
         "RepoDigests": image.repo_digests,
         "RepoTags": image.repo_tags,
         "SharedSize": -1,
@@ -148,104 +170,44 @@ pub(super) fn summary(image: &Image, users: usize, version: ApiVersion) -> Value
     out
 }
 
-fn json_lines(receiver: mpsc::UnboundedReceiver<Value>) -> Response {
-    use tokio_stream::StreamExt;
-    let lines = UnboundedReceiverStream::new(receiver)
-        .map(|value| Ok::<_, std::convert::Infallible>(Bytes::from(value.to_string() + "\r\n")));
-    ([(CONTENT_TYPE, "application/json")], Body::from_stream(lines)).into_response()
+/// An event with the image's labels.
+pub(super) fn emit(engine: &Engine, action: &str, id: &str, name: &str, labels: &BTreeMap<String, String>) {
+    let mut attributes = labels.clone();
+    attributes.insert("name".to_owned(), name.to_owned());
+    engine.events.emit("image", action, id, attributes);
 }
 
-fn emit(engine: &Engine, action: &str, id: &str, name: &str) {
-    engine.events.emit("image", action, id, BTreeMap::from([("name".to_owned(), name.to_owned())]));
-}
-
-/// Progress comes while the archive is read; a fault after the headers is a line of the stream, as in Docker.
-async fn load(State(engine): Shared, request_body: Body) -> Response {
-    let (lines, receiver) = mpsc::unbounded_channel();
-    let upload = Upload::new(request_body);
-    tokio::task::spawn_blocking(move || {
-        let progress = lines.clone();
-        let images = engine.images.clone();
-        let loaded = images.load(upload, &mut |line| {
-            let _ = progress.send(json!({"stream": line + "\n"}));
-        });
-        match loaded {
-            Ok(loaded) => {
-                for line in loaded {
-                    let name = line.rsplit_once(": ").map_or("", |(_, name)| name);
-                    let id = images.resolve(name).map(|image| image.id).unwrap_or_default();
-                    emit(&engine, "load", &id, &id);
-                }
-            }
-            Err(error) => {
-                let text = crate::machines::chain(&error);
-                let _ = lines.send(json!({"errorDetail": {"message": text}, "error": text}));
-            }
-        }
-    });
-    json_lines(receiver)
-}
-
-/// `docker import` (`fromSrc=-`); pulling is not there yet.
-async fn create(State(engine): Shared, query: Query, request_body: Body) -> ApiResult<Response> {
-    if !query.get("fromImage").is_empty() {
-        return Err(ApiError::absent("image pull"));
-    }
-    match query.get("fromSrc") {
-        "-" => {}
-        "" => return Err(ApiError::bad_request("fromSrc or fromImage is required")),
-        _ => return Err(ApiError::absent("image import from a URL")),
-    }
-    let upload = Upload::new(request_body);
-    let id = detached(async move {
-        Engine::blocking(move || {
-            let repository = query.get("repo");
-            let name = match query.get("tag") {
-                "" => repository.to_owned(),
-                tag if repository.is_empty() => {
-                    return Err(ApiError::bad_request(format!("tag {tag} without a repository")));
-                }
-                tag => format!("{repository}:{tag}"),
-            };
-            let message = query.get("message");
-            let id = engine.images.import(upload, Some(&name), message, query.all("changes"))?;
-            emit(&engine, "import", &id, &name);
-            Ok(id)
-        })
-        .await
-    })
-    .await?;
-    let (lines, receiver) = mpsc::unbounded_channel();
-    let _ = lines.send(json!({"status": id}));
-    Ok(json_lines(receiver))
+/// Labels of an image; none if it is gone.
+pub(super) fn labels(engine: &Engine, id: &str) -> BTreeMap<String, String> {
+    engine.images.resolve(id).map(|image| config_of(&image).labels).unwrap_or_default()
 }
 
 async fn read(
     State(engine): Shared,
     Extension(version): Extension<ApiVersion>,
     Path(rest): Path<String>,
-) -> ApiResult<Json<Value>> {
+) -> ApiResult<Response> {
     let (name, verb) = rest.rsplit_once('/').unwrap_or((&rest, ""));
     let name = name.to_owned();
     match verb {
         "json" => {
             let images = engine.images.clone();
             let image = Engine::blocking(move || images.resolve(&name).map_err(Into::into)).await?;
-            Ok(Json(inspect(&image, version)))
+            Ok(Json(inspect(&image, version)).into_response())
         }
         "history" => {
             let images = engine.images.clone();
-            let image = Engine::blocking(move || images.resolve(&name).map_err(Into::into)).await?;
-            Ok(Json(history(&image)))
+            Engine::blocking(move || Ok(Json(history(&images, &images.resolve(&name)?)).into_response())).await
         }
-        "get" => Err(ApiError::absent("image save")),
+        "get" => super::transfer::save(engine, vec![name]).await,
         "attestations" => Err(ApiError::absent("image attestations")),
         _ => Err(ApiError::not_found("page not found")),
     }
 }
 
-/// The steps an image was made by, newest first; only the last has an id here.
-fn history(image: &Image) -> Value {
+/// The steps an image was made by, newest first; the newest has its id, those before it the ids of the images it was
+/// committed from.
+fn history(images: &images::Store, image: &Image) -> Value {
     let steps = image.raw_config()["history"].as_array().cloned().unwrap_or_default();
     let mut sizes = image.layer_sizes.iter();
     let text = |step: &Value, key: &str| step[key].as_str().unwrap_or("").to_owned();
@@ -264,11 +226,14 @@ fn history(image: &Image) -> Value {
             })
         })
         .collect();
-    if let Some(last) = entries.last_mut() {
-        last["Id"] = json!(image.id);
-        last["Tags"] = json!(image.repo_tags);
-    }
     entries.reverse();
+    let mut now = Some(image.clone());
+    for entry in &mut entries {
+        let Some(image) = now.take() else { break };
+        entry["Id"] = json!(image.id);
+        entry["Tags"] = if image.repo_tags.is_empty() { Value::Null } else { json!(image.repo_tags) };
+        now = (!image.parent.is_empty()).then(|| images.resolve(&image.parent).ok()).flatten();
+    }
     json!(entries)
 }
 
@@ -308,7 +273,7 @@ fn inspect(image: &Image, version: ApiVersion) -> Value {
         "Id": image.id,
         "RepoTags": image.repo_tags,
         "RepoDigests": image.repo_digests,
-        "Parent": "",
+        "Parent": image.parent,
         "Comment": raw["history"].as_array().and_then(|history| history.last()).and_then(|last| last["comment"].as_str()).unwrap_or(""),
         "Created": image.created,
         "DockerVersion": "",
@@ -336,7 +301,12 @@ fn inspect(image: &Image, version: ApiVersion) -> Value {
     out
 }
 
-async fn write(State(engine): Shared, Path(rest): Path<String>, query: Query) -> ApiResult<StatusCode> {
+async fn write(
+    State(engine): Shared,
+    Path(rest): Path<String>,
+    query: Query,
+    headers: HeaderMap,
+) -> ApiResult<Response> {
     let (name, verb) = rest.rsplit_once('/').unwrap_or((&rest, ""));
     let name = name.to_owned();
     match verb {
@@ -353,35 +323,96 @@ async fn write(State(engine): Shared, Path(rest): Path<String>, query: Query) ->
                 engine.images.tag(&name, &target)?;
                 let id = engine.images.resolve(&target)?.id;
                 let familiar = Reference::parse(&target).map_or(target, |reference| reference.to_string());
-                emit(&engine, "tag", &id, &familiar);
-                Ok(StatusCode::CREATED)
+                emit(&engine, "tag", &id, &familiar, &labels(&engine, &id));
+                Ok(StatusCode::CREATED.into_response())
             })
             .await
         }
-        "push" => Err(ApiError::absent("image push")),
+        "push" => super::transfer::push(engine, &name, &query, &headers).await,
         _ => Err(ApiError::not_found("page not found")),
     }
 }
 
 async fn remove(State(engine): Shared, Path(name): Path<String>, query: Query) -> ApiResult<Json<Vec<Value>>> {
-    let force = query.flag("force");
-    let removed = detached(Engine::blocking(move || {
-        let id = engine.images.resolve(&name)?.id;
-        let removed = engine.images.remove(&name, force, &users(&engine))?;
-        for line in &removed {
-            match line {
-                Removed::Untagged(_) => emit(&engine, "untag", &id, &id),
-                Removed::Deleted(gone) => emit(&engine, "delete", gone, gone),
-            }
-        }
-        Ok(removed)
-    }))
-    .await?;
-    let lines = removed.into_iter().map(|line| match line {
+    let (force, prune) = (query.flag("force"), !query.flag("noprune"));
+    let removed = detached(Engine::blocking(move || remove_one(&engine, &name, force, prune))).await?;
+    Ok(Json(removed.into_iter().map(line).collect()))
+}
+
+fn line(removed: Removed) -> Value {
+    match removed {
         Removed::Untagged(name) => json!({"Untagged": name}),
         Removed::Deleted(id) => json!({"Deleted": id}),
-    });
-    Ok(Json(lines.collect()))
+    }
+}
+
+fn remove_one(engine: &Engine, name: &str, force: bool, prune: bool) -> ApiResult<Vec<Removed>> {
+    let image = engine.images.resolve(name)?;
+    let labels = config_of(&image).labels;
+    let known: BTreeSet<String> = engine.images.list()?.into_iter().map(|image| image.id).collect();
+    let removed = engine.images.remove(name, force, prune, &users(engine))?;
+    for line in &removed {
+        match line {
+            Removed::Untagged(_) => emit(engine, "untag", &image.id, &image.id, &labels),
+            // Layers have no events.
+            Removed::Deleted(gone) if known.contains(gone) => emit(engine, "delete", gone, gone, &labels),
+            Removed::Deleted(_) => {}
+        }
+    }
+    Ok(removed)
+}
+
+/// Removes images that no container stands on: those without a tag, or with `dangling=false` all.
+async fn prune(State(engine): Shared, query: Query) -> ApiResult<Json<Value>> {
+    let filters = Filters::from_query(&query, &["dangling", "label", "label!", "until"])?;
+    let dangling = filters.boolean("dangling")?.unwrap_or(true);
+    let until = match filters.values("until") {
+        [] => None,
+        [one] => parse_point(one)?,
+        _ => return Err(ApiError::bad_request("more than one until filter specified")),
+    };
+    detached(Engine::blocking(move || {
+        let all = engine.images.list()?;
+        let mut sizes: BTreeMap<String, u64> = BTreeMap::new();
+        for image in &all {
+            sizes.extend(images::chain_ids(&image.diff_ids).into_iter().zip(image.layer_sizes.iter().copied()));
+        }
+        let parents: BTreeSet<&String> = all.iter().map(|image| &image.parent).collect();
+        let mut removed = Vec::new();
+        for image in &all {
+            let own = config_of(image).labels;
+            let nameless = image.repo_tags.is_empty() && image.repo_digests.is_empty();
+            let chosen = (!dangling || image.repo_tags.is_empty())
+                && !(nameless && parents.contains(&image.id))
+                && until.is_none_or(|until| from_rfc3339(&image.created).unwrap_or(0) < until)
+                && filters.labels("label", &own)
+                && (filters.values("label!").is_empty() || !filters.labels("label!", &own));
+            if !chosen {
+                continue;
+            }
+            let names: Vec<&String> = image.repo_tags.iter().chain(&image.repo_digests).collect();
+            let names = if names.is_empty() { vec![&image.id] } else { names };
+            for name in names {
+                // In use, or gone with another name: not ours to prune.
+                match remove_one(&engine, name, false, true) {
+                    Ok(lines) => removed.extend(lines),
+                    Err(error) => tracing::debug!(name, %error, "an image was not pruned"),
+                }
+            }
+        }
+        let freed: u64 = removed
+            .iter()
+            .filter_map(|line| match line {
+                Removed::Deleted(id) => sizes.get(id),
+                Removed::Untagged(_) => None,
+            })
+            .sum();
+        engine.events.emit("image", "prune", "", BTreeMap::from([("reclaimed".to_owned(), freed.to_string())]));
+        let deleted: Vec<Value> = removed.into_iter().map(line).collect();
+        let deleted = if deleted.is_empty() { Value::Null } else { json!(deleted) };
+        Ok(Json(json!({"ImagesDeleted": deleted, "SpaceReclaimed": freed})))
+    }))
+    .await
 }
 
 #[cfg(test)]

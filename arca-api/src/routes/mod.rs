@@ -11,6 +11,7 @@ pub mod images;
 pub mod networks;
 pub mod stats;
 pub mod system;
+pub mod transfer;
 pub mod usage;
 pub mod volumes;
 
@@ -38,6 +39,7 @@ pub fn router(engine: Arc<Engine>) -> Router {
         .merge(networks::router())
         .merge(volumes::router())
         .merge(images::router())
+        .merge(transfer::router())
         .merge(events::router())
         .merge(absent::router())
         .method_not_allowed_fallback(not_found)
