@@ -53,7 +53,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let clients = listen.bind(port_plan::PUBLISH).with_context(|| format!("listen on {listen} port 9998"))?;
     tokio::spawn(publish::serve(clients, uplink.clone()));
     let routes = service::routes(Parts { nb, ports, uplink, status });
-    let serving = arca_daemon::serve::serve(listener, routes, &["arca.helper.v1.Helper"], shutdown);
+    let serving =
+        arca_daemon::serve::serve(listener, routes, &["arca.helper.v1.Helper", "arca.tap.v1.Trace"], shutdown);
     if ready {
         // The port is bound: whoever dials now waits in its queue at worst.
         tokio::spawn(ready::say(listen));

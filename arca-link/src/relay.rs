@@ -8,7 +8,10 @@
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -17,6 +20,7 @@ use arca_proto::{
     frame::{self, FrameError, MAX_FRAME},
     hello::{Agreement, Hello, HelloError, Kind, Offloads},
     ports::LinkNumber,
+    trace::{Passed, Tracer, now_ns},
 };
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use tokio::sync::watch;
@@ -37,6 +41,8 @@ const STUCK: Duration = Duration::from_secs(3);
 pub struct RelayCounters {
     to_helper: Meter,
     to_container: Meter,
+    stuck: AtomicU64,
+    tracer: Arc<Tracer>,
 }
 
 impl RelayCounters {
@@ -48,6 +54,16 @@ impl RelayCounters {
     /// Helper to container.
     pub fn to_container(&self) -> Counters {
         self.to_container.read()
+    }
+
+    /// Connections that were given up because they stood but moved nothing.
+    pub fn stuck(&self) -> u64 {
+        self.stuck.load(Relaxed)
+    }
+
+    /// Where the relay tells what passes.
+    pub fn tracer(&self) -> Arc<Tracer> {
+        self.tracer.clone()
     }
 }
 
@@ -148,6 +164,8 @@ struct Direction {
     /// The end's hello, once it is complete and passed on.
     said: Option<Hello>,
     meter: frame::Meter,
+    /// Since the connection began.
+    frames: u64,
     buffer: Box<[u8]>,
     head: usize,
     tail: usize,
@@ -163,6 +181,7 @@ impl Direction {
             hello_have: 0,
             said: None,
             meter: frame::Meter::new(MAX_FRAME),
+            frames: 0,
             buffer: vec![0; CHUNK].into_boxed_slice(),
             head: 0,
             tail: 0,
@@ -205,6 +224,9 @@ impl Worker {
         let why = match self.serve(state) {
             Ok(()) => "closed".into(),
             Err((end, error)) => {
+                if matches!(error, Broken::Stuck) {
+                    self.counters.stuck.fetch_add(1, Relaxed);
+                }
                 let end = if end == CONTAINER { "container" } else { "helper" };
                 format!("{end} end: {error}")
             }
@@ -292,6 +314,7 @@ impl Worker {
             }
             return Ok(());
         }
+        let came = self.counters.tracer.now();
         match sys::read(stream, &mut direction.buffer).map_err(|e| (end, e.into()))? {
             None => return Ok(()),
             Some(0) => return Err((end, Broken::Closed)),
@@ -300,7 +323,15 @@ impl Worker {
         let seen = direction.meter.feed(&direction.buffer[..direction.tail]).map_err(|e| (end, e.into()))?;
         let counter = if end == CONTAINER { &self.counters.to_helper } else { &self.counters.to_container };
         counter.passed(seen.frames, seen.bytes);
-        self.forward(end)
+        let first = direction.frames + 1;
+        direction.frames += seen.frames;
+        self.forward(end)?;
+        if let Some(came_ns) = came.filter(|_| seen.frames > 0) {
+            let (to_helper, epoch) = (end == CONTAINER, self.epoch);
+            let (frames, bytes) = (seen.frames, seen.bytes);
+            self.counters.tracer.tell(Passed { to_helper, epoch, first, frames, bytes, came_ns, went_ns: now_ns() });
+        }
+        Ok(())
     }
 
     /// Writes what came from `end` to the other, as far as it takes it.

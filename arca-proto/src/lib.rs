@@ -4,7 +4,8 @@
 //! Every daemon and guest program depends on this crate and on no other daemon's crate. It holds the gRPC services
 //! (`proto/`), the port plan ([`ports`]), the one way to reach a machine ([`dial`]), the other side of it
 //! ([`listen`]), what travels on a link: the [`hello`], the [`frame`] codec,
-//! and, where frames do not travel on the link's streams, notes; and what travels for a client of a published port
+//! and, where frames do not travel on the link's streams, notes; how frames are followed ([`trace`]); and what travels for
+//! a client of a published port
 //! ([`publish`]).
 
 pub mod dial;
@@ -18,6 +19,7 @@ pub mod listen;
 pub mod note;
 pub mod ports;
 pub mod publish;
+pub mod trace;
 
 /// Encoded `FileDescriptorSet` of all services, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/arca_descriptor.bin"));

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Wires the daemon together, in the order in which its parts must stand.
 
-use arca_daemon::{paths::Paths, serve, shutdown::Shutdown};
-use arca_proto::relay::v1::relay_server::RelayServer;
+use arca_daemon::{paths::Paths, serve, services, shutdown::Shutdown};
+use arca_proto::{relay::v1::relay_server::RelayServer, trace};
 use tonic::service::Routes;
 
 use crate::{links::Links, publish::Publisher, service::Service};
@@ -13,12 +13,13 @@ use crate::{links::Links, publish::Publisher, service::Service};
 /// The socket is taken or cannot be made.
 pub async fn run(paths: &Paths, shutdown: Shutdown) -> anyhow::Result<()> {
     raise_open_files();
-    let listener = serve::bind_daemon_socket(&paths.relayd_socket())?;
+    let listener = services::RELAYD.listen(paths)?.listener;
     let links = Links::new();
     let publisher = Publisher::new(&paths.tag());
+    let traced = trace::server(links.clone());
     let service = Service::new(links, publisher, shutdown.clone());
     tracing::info!(socket = %paths.relayd_socket().display(), "serving");
-    let routes = Routes::new(RelayServer::from_arc(service.clone()));
+    let routes = Routes::new(RelayServer::from_arc(service.clone())).add_service(traced);
     let neighbours = tokio::spawn({
         let service = service.clone();
         async move { service.follow_neighbours().await }

@@ -2,6 +2,7 @@
 //! The command line: `serve` runs the daemon, `links` and `ports` show what a running one carries.
 
 mod ports;
+mod trace;
 
 use std::{
     fmt::Write as _,
@@ -17,7 +18,7 @@ use arca_daemon::{
 use arca_proto::{
     dial::{Address, unix_channel},
     hello::{Carrier, Offloads},
-    relay::v1::{Link, ListLinksRequest, ListPublicationsRequest, link::State, relay_client::RelayClient},
+    relay::v1::{Hop, Link, ListLinksRequest, ListPublicationsRequest, link::State, relay_client::RelayClient},
     tap::v1::Counters,
 };
 use clap::{Parser, Subcommand};
@@ -49,6 +50,21 @@ enum Command {
         #[arg(long, requires = "watch", value_name = "SECONDS")]
         count: Option<u64>,
     },
+    /// Follow single frames of links hop by hop, each with its times; then medians of every step.
+    Trace {
+        /// Link numbers, as `links` shows them. With several, what passes between them is seen too.
+        #[arg(required = true, value_name = "LINK")]
+        links: Vec<u32>,
+        /// How long to listen.
+        #[arg(long, default_value_t = 5, value_name = "SECONDS")]
+        seconds: u64,
+        /// Print no more than so many frames; the medians are of all.
+        #[arg(long, default_value_t = 40)]
+        show: usize,
+        /// Print what every hop told, as JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// List the published ports of the running arca-relayd.
     Ports {
         /// Print JSON.
@@ -76,6 +92,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
             runtime.shutdown_background();
             served
         }
+        Command::Trace { ref links, seconds, show, json } => {
+            let wanted = trace::Wanted { links, time: Duration::from_secs(seconds), show, json };
+            runtime.block_on(trace::run(&arguments.common.load()?, &wanted))
+        }
         Command::Links { watch: true, count, .. } => runtime.block_on(watch(&arguments.common.load()?, count)),
         Command::Links { json, .. } => runtime.block_on(links(&arguments.common.load()?, json)),
         Command::Ports { json } => runtime.block_on(ports(&arguments.common.load()?, json)),
@@ -97,7 +117,7 @@ async fn ports(config: &Config, as_json: bool) -> anyhow::Result<()> {
 
 async fn list(config: &Config) -> anyhow::Result<Vec<Link>> {
     let socket = config.paths.relayd_socket();
-    let answer = RelayClient::new(unix_channel(&socket)).list_links(ListLinksRequest {}).await;
+    let answer = RelayClient::new(unix_channel(&socket)).list_links(ListLinksRequest { with_hops: true }).await;
     let links = answer.with_context(|| format!("ask arca-relayd at {} (is it running?)", socket.display()))?;
     Ok(links.into_inner().links)
 }
@@ -119,6 +139,18 @@ async fn watch(config: &Config, count: Option<u64>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What was dropped towards the helper and towards the container, by every hop that counts: a relay drops nothing, ends
+/// do, and where frames do not pass the relay its figures are the helper's end's.
+fn drops(link: &Link) -> (u64, u64) {
+    let of = |counters: Option<Counters>| counters.map_or(0, |counters| counters.drops);
+    let hops = [link.container_hop, link.helper_hop];
+    if hops.iter().all(Option::is_none) {
+        return (of(link.to_helper), of(link.to_container));
+    }
+    let hops = hops.into_iter().flatten();
+    hops.fold((0, 0), |sum, hop| (sum.0 + of(hop.to_helper), sum.1 + of(hop.to_container)))
+}
+
 /// Frames and bits per second each way, and what was dropped and dialled anew since `before`.
 fn rates(before: &[Link], now: &[Link], time: Duration) -> String {
     let mut text = format!(
@@ -127,15 +159,15 @@ fn rates(before: &[Link], now: &[Link], time: Duration) -> String {
     );
     for link in now {
         let former = before.iter().find(|former| former.link == link.link);
+        let grown = |now: u64, then: Option<u64>| now.saturating_sub(then.unwrap_or(0));
         let since = |pick: fn(&Link) -> Option<Counters>| {
             let (now, then) = (pick(link).unwrap_or_default(), former.and_then(pick).unwrap_or_default());
-            let grown = |now: u64, then: u64| now.saturating_sub(then);
-            (grown(now.frames, then.frames), grown(now.bytes, then.bytes), grown(now.drops, then.drops))
+            (grown(now.frames, Some(then.frames)), grown(now.bytes, Some(then.bytes)))
         };
         let (up, down) = (since(|link| link.to_helper), since(|link| link.to_container));
+        let (lost, lost_before) = (drops(link), former.map(drops));
         #[expect(clippy::cast_precision_loss, reason = "a rate")]
         let per_second = |number: u64| number as f64 / time.as_secs_f64();
-        let reconnects = link.reconnects.saturating_sub(former.map_or(0, |former| former.reconnects));
         // Writing to a String does not fail.
         let _ = writeln!(
             text,
@@ -145,10 +177,12 @@ fn rates(before: &[Link], now: &[Link], time: Duration) -> String {
             state(link),
             per_second(up.0),
             per_second(up.1) * 8.0 / 1e6,
+            grown(lost.0, lost_before.map(|drops| drops.0)),
             per_second(down.0),
             per_second(down.1) * 8.0 / 1e6,
-            up.2 + down.2,
-            reconnects
+            grown(lost.1, lost_before.map(|drops| drops.1)),
+            grown(link.reconnects, former.map(|former| former.reconnects)),
+            grown(link.stuck, former.map(|former| former.stuck)),
         );
     }
     text
@@ -186,6 +220,9 @@ fn to_json(link: &Link) -> Value {
         let c = c.unwrap_or_default();
         json!({"frames": c.frames, "bytes": c.bytes, "drops": c.drops})
     };
+    let hop = |hop: Option<Hop>| {
+        hop.map(|hop| json!({"toHelper": counters(hop.to_helper), "toContainer": counters(hop.to_container)}))
+    };
     json!({
         "link": link.link,
         "carrier": carrier(link),
@@ -194,7 +231,10 @@ fn to_json(link: &Link) -> Value {
         "offloads": Offloads::from_bits(link.offloads).to_string(),
         "toHelper": counters(link.to_helper),
         "toContainer": counters(link.to_container),
+        "containerHop": hop(link.container_hop),
+        "helperHop": hop(link.helper_hop),
         "reconnects": link.reconnects,
+        "stuck": link.stuck,
         "lastError": link.last_error,
         "container": address(link.container.as_ref()),
         "helper": address(link.helper.as_ref()),
@@ -241,10 +281,14 @@ mod tests {
         let counters = |frames, bytes, drops| Some(Counters { frames, bytes, drops });
         let link = |n, up, reconnects| Link { link: n, carrier: 3, to_helper: up, reconnects, ..Link::default() };
         let before = [link(1, counters(100, 1000, 1), 2)];
-        let now = [link(1, counters(300, 501_000, 4), 3), link(2, counters(10, 0, 0), 0)];
+        let mut now = [link(1, counters(300, 501_000, 4), 3), link(2, counters(10, 0, 0), 0)];
         let text = rates(&before, &now, Duration::from_secs(2));
         let rows: Vec<Vec<&str>> = text.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
-        assert_eq!(rows[0], ["1", "cable", "unknown", "100", "2.0", "0", "0.0", "3", "1"]);
+        assert_eq!(rows[0], ["1", "cable", "unknown", "100", "2.0", "3", "0", "0.0", "0", "1", "0"]);
         assert_eq!(rows[1][3], "5");
+        // Where the ends have answered their drops count, those of both.
+        now[0].container_hop = Some(Hop { to_helper: counters(0, 0, 7), to_container: counters(0, 0, 5) });
+        now[0].helper_hop = Some(Hop { to_helper: counters(0, 0, 20), to_container: counters(0, 0, 1) });
+        assert_eq!((drops(&now[0]), drops(&before[0])), ((27, 6), (1, 0)));
     }
 }

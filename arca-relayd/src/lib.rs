@@ -12,6 +12,7 @@
 
 pub mod app;
 pub mod cli;
+mod hops;
 pub mod links;
 pub mod publish;
 mod service;

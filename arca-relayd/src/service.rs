@@ -15,6 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::{
+    hops,
     links::{Ends, Links, NotUp, Phase, Snapshot},
     publish::Publisher,
 };
@@ -76,7 +77,7 @@ fn end(name: &'static str, address: Option<arca_proto::machine::v1::Address>) ->
 
 fn message(snapshot: Snapshot) -> proto::Link {
     use proto::link::State;
-    let Snapshot { link, ends, progress, to_helper, to_container } = snapshot;
+    let Snapshot { link, ends, progress, to_helper, to_container, stuck } = snapshot;
     let state = match progress.phase {
         Phase::Connecting => State::Connecting,
         Phase::Up => State::Up,
@@ -94,6 +95,8 @@ fn message(snapshot: Snapshot) -> proto::Link {
         last_error: progress.last_error,
         container: Some(ends.container.into()),
         helper: Some(ends.helper.into()),
+        stuck,
+        ..proto::Link::default()
     }
 }
 
@@ -125,9 +128,12 @@ impl Relay for Service {
 
     async fn list_links(
         &self,
-        _: Request<proto::ListLinksRequest>,
+        request: Request<proto::ListLinksRequest>,
     ) -> Result<Response<proto::ListLinksResponse>, Status> {
-        let links = self.links.list().await.into_iter().map(message).collect();
+        let mut links: Vec<proto::Link> = self.links.list().await.into_iter().map(message).collect();
+        if request.into_inner().with_hops {
+            hops::fill(&mut links).await;
+        }
         Ok(Response::new(proto::ListLinksResponse { links }))
     }
 

@@ -59,7 +59,7 @@ impl Drop for Daemon {
 async fn client(home: &Path) -> RelayClient<Channel> {
     let mut client = RelayClient::new(unix_channel(&home.join("run/relayd.sock")));
     let deadline = Instant::now() + Duration::from_secs(10);
-    while let Err(error) = client.list_links(ListLinksRequest {}).await {
+    while let Err(error) = client.list_links(ListLinksRequest::default()).await {
         assert!(Instant::now() < deadline, "{error}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -107,7 +107,7 @@ async fn a_transfer_outlives_the_daemon_and_its_counters_grow_by_what_was_sent()
         assert!(took < Duration::from_secs(1), "{signal} took {took:?}");
         daemon = Daemon::start(home.path());
         relay = client(home.path()).await;
-        assert!(relay.list_links(ListLinksRequest {}).await.expect("an answer").into_inner().links.is_empty());
+        assert!(relay.list_links(ListLinksRequest::default()).await.expect("an answer").into_inner().links.is_empty());
         let opened = relay.open_link(open_request(&rig)).await.expect("both ends listen").into_inner();
         assert!(opened.epoch > epoch);
         epoch = opened.epoch;
@@ -115,7 +115,7 @@ async fn a_transfer_outlives_the_daemon_and_its_counters_grow_by_what_was_sent()
     stop.send(()).expect("a running sender");
     assert_eq!(sender.join().expect("sent"), receiver.join().expect("received"));
 
-    let list = relay.list_links(ListLinksRequest {}).await.expect("an answer").into_inner().links;
+    let list = relay.list_links(ListLinksRequest::default()).await.expect("an answer").into_inner().links;
     let (client_end, server_end) = rig.tcp();
     let receiver = receive(server_end);
     let (stop, stopped) = mpsc::channel();
@@ -124,7 +124,7 @@ async fn a_transfer_outlives_the_daemon_and_its_counters_grow_by_what_was_sent()
     stop.send(()).expect("a running sender");
     let (sent, received) = (sender.join().expect("sent"), receiver.join().expect("received"));
     assert_eq!(sent, received);
-    let after = relay.list_links(ListLinksRequest {}).await.expect("an answer").into_inner().links;
+    let after = relay.list_links(ListLinksRequest::default()).await.expect("an answer").into_inner().links;
     let grown = bytes(&after[0]) - bytes(&list[0]);
     assert!(grown > sent.0 && grown < sent.0 + sent.0 / 10, "{grown} for {}", sent.0);
 
@@ -178,7 +178,7 @@ async fn a_lent_tap_carries_frames_also_while_the_daemon_is_away() {
     stop.send(()).expect("a running sender");
     let (sent, received) = (sender.join().expect("sent"), receiver.join().expect("received"));
     assert_eq!(sent, received);
-    let listed = relay.list_links(ListLinksRequest {}).await.expect("an answer").into_inner().links;
+    let listed = relay.list_links(ListLinksRequest::default()).await.expect("an answer").into_inner().links;
     let counted = bytes(&listed[0]);
     assert!(counted > sent.0 && counted < sent.0 + sent.0 / 5, "{counted} for {}", sent.0);
     assert_eq!(rig.container.pump().to_stream().frames, 0, "the lender reads none");
@@ -212,7 +212,7 @@ async fn bad_requests_are_refused_with_the_name_of_what_is_wrong() {
         assert_eq!(status.code(), code, "{status}");
         assert!(status.message().contains(text), "{status}");
     }
-    assert!(relay.list_links(ListLinksRequest {}).await.expect("an answer").into_inner().links.is_empty());
+    assert!(relay.list_links(ListLinksRequest::default()).await.expect("an answer").into_inner().links.is_empty());
     relay.close_link(CloseLinkRequest { link: 9 }).await.expect("nothing to close is no error");
 
     let second = Command::new(env!("CARGO_BIN_EXE_arca-relayd"))

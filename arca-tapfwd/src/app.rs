@@ -8,12 +8,12 @@ use arca_daemon::serve;
 use arca_daemon::shutdown::Shutdown;
 use arca_proto::fdstore::Client;
 use arca_proto::listen::ListenOn;
-use arca_proto::ports;
 use arca_proto::tap::v1::tap_server::TapServer;
+use arca_proto::{ports, trace};
 use tonic::service::Routes;
 
 use crate::kernel::Kernel;
-use crate::machine::Machine;
+use crate::machine::{Hops, Machine};
 use crate::service::Service;
 
 /// Serves until `shutdown`. What is attached then stays with the descriptor store, if there is one.
@@ -29,7 +29,7 @@ pub async fn run(listen_on: ListenOn, store: Option<Client>, shutdown: Shutdown)
     let listener =
         listen_on.bind(ports::TAP).with_context(|| format!("listen on port {} of {listen_on}", ports::TAP))?;
     tracing::info!(on = %listen_on, port = ports::TAP, "serving");
-    let routes = Routes::new(TapServer::new(Service::new(machine)));
-    serve::serve(listener, routes, &["arca.tap.v1.Tap"], shutdown).await?;
+    let routes = Routes::new(trace::server(Hops(machine.clone()))).add_service(TapServer::new(Service::new(machine)));
+    serve::serve(listener, routes, &["arca.tap.v1.Tap", "arca.tap.v1.Trace"], shutdown).await?;
     Ok(())
 }

@@ -2,9 +2,11 @@
 //! What carries an interface's frames: a pump (carriers `stream` and `tap-fd`) or a cable.
 
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
 
 use arca_link::{Counters, LinkState, Pump};
 use arca_proto::fdstore::{Client, FdStoreError};
+use arca_proto::trace::Tracer;
 use tokio::sync::watch;
 
 use crate::cable::Cable;
@@ -37,6 +39,14 @@ impl Frames {
         match self {
             Self::Pump(pump, _) => (pump.to_stream(), pump.from_stream()),
             Self::Cable(cable) => cable.counters(),
+        }
+    }
+
+    /// Where what passes is told; nowhere for a cable, whose frames pass no process.
+    pub(crate) fn tracer(&self) -> Option<Arc<Tracer>> {
+        match self {
+            Self::Pump(pump, _) => Some(pump.tracer()),
+            Self::Cable(_) => None,
         }
     }
 

@@ -18,6 +18,7 @@ use arca_link::{Counters, LinkState};
 use arca_proto::fdstore::Client;
 use arca_proto::listen::ListenOn;
 use arca_proto::ports::LinkNumber;
+use arca_proto::trace::{Hop, Tracer};
 use tokio::sync::Notify;
 
 use crate::configure::Configuration;
@@ -90,6 +91,13 @@ impl Machine {
         slots.into_iter().filter_map(status).collect()
     }
 
+    /// Where the frames of an attached link are told.
+    fn frames_told(&self, link: LinkNumber) -> Option<Arc<Tracer>> {
+        let slot = self.lock().get(&link).cloned()?;
+        let attached = slot.attached.try_lock().ok()?;
+        attached.as_ref()?.frames.tracer()
+    }
+
     pub(crate) fn slot(&self, link: LinkNumber) -> Arc<Slot> {
         Arc::clone(self.lock().entry(link).or_default())
     }
@@ -117,5 +125,15 @@ impl Machine {
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<LinkNumber, Arc<Slot>>> {
         // Every change is one insert or remove, so a panic elsewhere cannot leave the map half-changed.
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The hops of this machine's links.
+pub(crate) struct Hops(pub(crate) Arc<Machine>);
+
+#[tonic::async_trait]
+impl Hop for Hops {
+    async fn tracer(&self, link: LinkNumber) -> Option<Arc<Tracer>> {
+        self.0.frames_told(link)
     }
 }

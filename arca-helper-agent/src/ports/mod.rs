@@ -17,6 +17,7 @@ use std::sync::Arc;
 use arca_link::{Counters, Kind, LinkNumber, LinkState, Offloads, Pump, PumpConfig, PumpError, TapError};
 use arca_proto::hello::Carrier;
 use arca_proto::listen::ListenOn;
+use arca_proto::trace::{Hop, Tracer};
 use tokio::sync::Mutex;
 
 use crate::vswitch::{BR_INT, BridgePort, Datapath, Vswitch, VswitchError, ingress};
@@ -307,6 +308,16 @@ impl Ports {
         match &self.listen {
             ListenOn::Sockets(directory) => Some(directory.join(link.helper_port().to_string())),
             ListenOn::Vsock => None,
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Hop for Ports {
+    async fn tracer(&self, link: LinkNumber) -> Option<Arc<Tracer>> {
+        match &self.ports.lock().await.get(&link)?.frames {
+            Frames::Pump(pump) => Some(pump.tracer()),
+            Frames::Cable(_) => None,
         }
     }
 }

@@ -80,7 +80,9 @@ pub fn nb_monitors() -> Vec<Monitor> {
 /// Starts the engine and makes the service to be served on port 9999. Must be called within a tokio runtime.
 pub fn routes(parts: Parts) -> tonic::service::Routes {
     let Parts { nb, ports, uplink, status } = parts;
-    tonic::service::Routes::new(HelperServer::new(Service::new(nb, host::Host { ports, uplink, status })))
+    let traced = arca_proto::trace::server(ports.clone());
+    tonic::service::Routes::new(traced)
+        .add_service(HelperServer::new(Service::new(nb, host::Host { ports, uplink, status })))
 }
 
 struct Service<M> {

@@ -34,6 +34,8 @@ pub(super) enum Broken {
     Told(String),
     #[error("a note was said out of turn")]
     OutOfTurn,
+    #[error("the relay took nothing for {} s", super::STUCK.as_secs())]
+    Stuck,
     #[error("the interface behind the lent TAP was removed")]
     LentGone,
 }

@@ -16,7 +16,7 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use super::{
     connection::{Broken, may_carry},
-    worker::{BORROWED, Worker},
+    worker::{BORROWED, IN, OUT, Worker},
 };
 use crate::{
     stats::{Counters, Meter},
@@ -87,24 +87,38 @@ impl Worker {
     pub(super) fn pump_to_borrowed(&mut self) -> io::Result<()> {
         let Some(borrowed) = &self.borrowed else { return Ok(()) };
         let (own, meter) = (&self.shared.tap, &self.shared.to_stream);
-        carry(own, &borrowed.tap, &borrowed.agreement, self.send.slot(), meter)
+        let came = self.shared.tracer.now();
+        let (passed, read) = carry(own, &borrowed.tap, &borrowed.agreement, self.send.slot(), meter);
+        self.tell(OUT, came, passed.0, passed.1);
+        read
     }
 
     /// Borrowed TAP to the own one. One that is gone takes the link with it.
     pub(super) fn pump_borrowed(&mut self, events: EpollFlags) -> io::Result<()> {
         let Some(borrowed) = &self.borrowed else { return Ok(()) };
         let (own, meter) = (&self.shared.tap, &self.shared.from_stream);
-        let gone = events.contains(EpollFlags::EPOLLERR);
-        if !gone && carry(&borrowed.tap, own, &borrowed.agreement, self.send.slot(), meter).is_ok() {
-            return Ok(());
+        if !events.contains(EpollFlags::EPOLLERR) {
+            let came = self.shared.tracer.now();
+            let (passed, read) = carry(&borrowed.tap, own, &borrowed.agreement, self.send.slot(), meter);
+            self.tell(IN, came, passed.0, passed.1);
+            if read.is_ok() {
+                return Ok(());
+            }
         }
         self.borrowed = None;
         self.unlink(&Broken::LentGone)
     }
 }
 
-/// Frames as they are there, with their headers, until none is left or the turn is over. An error is that of `from`.
-fn carry(from: &Tap, to: &Tap, agreement: &Agreement, buffer: &mut [u8], meter: &Meter) -> io::Result<()> {
+/// Frames as they are there, with their headers, until none is left or the turn is over. How many and their Ethernet bytes,
+/// and an error of `from`.
+fn carry(
+    from: &Tap,
+    to: &Tap,
+    agreement: &Agreement,
+    buffer: &mut [u8],
+    meter: &Meter,
+) -> ((u64, u64), io::Result<()>) {
     let (mut frames, mut bytes, mut drops) = (0, 0, 0);
     let mut read = Ok(());
     for _ in 0..TURN {
@@ -128,7 +142,7 @@ fn carry(from: &Tap, to: &Tap, agreement: &Agreement, buffer: &mut [u8], meter: 
     }
     meter.passed(frames, bytes);
     meter.dropped(drops);
-    read
+    ((frames, bytes), read)
 }
 
 fn closed(error: io::Error) -> Broken {

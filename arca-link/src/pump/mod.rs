@@ -14,6 +14,7 @@
 //! - Stream to TAP: one read, then every complete frame in it; the incomplete rest is kept for the next read.
 //! - Unlinked, frames wait in the kernel's queue for [`HOLD`] (a relay that restarts is back within milliseconds);
 //!   after that they are dropped and counted until the next connection.
+//! - A stream that takes nothing for [`STUCK`] is up but does not move: it is closed, and the relay dials anew.
 //! - Where the relay's hello says `tap-fd` no frame goes over the stream: see `lent`.
 //! - A stream that is not a sequence of frames ends the connection with an error. The TAP stays.
 
@@ -34,6 +35,7 @@ use arca_proto::{
     frame::MAX_FRAME,
     hello::{Carriers, Hello, Kind, Offloads},
     ports::LinkNumber,
+    trace::Tracer,
 };
 use tokio::sync::watch;
 
@@ -45,6 +47,11 @@ use crate::{
 
 /// How long frames wait for a new connection after one broke.
 pub(crate) const HOLD: Duration = Duration::from_millis(250);
+
+/// How long the stream may take nothing while there is something for it. Longer than the relay waits for the other end: who
+/// is nearest to what stands still finds it, and an end finds what the relay cannot see, a stream that stands still before
+/// it reaches the relay.
+pub(crate) const STUCK: Duration = Duration::from_secs(5);
 
 /// What a pump joins.
 #[derive(Debug)]
@@ -112,6 +119,7 @@ struct Shared {
     waker: Arc<Waker>,
     to_stream: Meter,
     from_stream: Meter,
+    tracer: Arc<Tracer>,
     state: watch::Sender<LinkState>,
 }
 
@@ -159,6 +167,7 @@ impl Pump {
             waker: waker.clone(),
             to_stream: Meter::default(),
             from_stream: Meter::default(),
+            tracer: Arc::default(),
             state: watch::Sender::new(LinkState { offloads: offered, max_frame, ..LinkState::default() }),
         });
         // Descriptors travel between processes of one kernel only.
@@ -200,6 +209,11 @@ impl Pump {
     /// Stream to TAP.
     pub fn from_stream(&self) -> Counters {
         self.shared.from_stream.read()
+    }
+
+    /// Where the pump tells what passes.
+    pub fn tracer(&self) -> Arc<Tracer> {
+        self.shared.tracer.clone()
     }
 
     /// Ends connection, listener and thread; gives the TAP back as it is.

@@ -74,6 +74,13 @@ impl SendQueue {
 
     /// Gives everything up; how many frames and Ethernet bytes that was.
     pub(crate) fn clear(&mut self) -> (u64, u64) {
+        let was = self.frames();
+        (self.frame, self.head, self.tail) = (0, 0, 0);
+        was
+    }
+
+    /// Frames that are queued, the one being sent included, and their Ethernet bytes.
+    pub(crate) fn frames(&self) -> (u64, u64) {
         let (mut frames, mut bytes) = (0, 0);
         let mut at = self.frame;
         while at < self.tail {
@@ -82,7 +89,6 @@ impl SendQueue {
             bytes += (end - at - LENGTH_BYTES - VNET_HDR) as u64;
             at = end;
         }
-        (self.frame, self.head, self.tail) = (0, 0, 0);
         (frames, bytes)
     }
 }

@@ -8,11 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arca_proto::hello::{Carrier, Hello, Kind};
+use arca_proto::{
+    hello::{Carrier, Hello, Kind},
+    trace::{Passed, now_ns},
+};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::{
-    HOLD, Shared,
+    HOLD, STUCK, Shared,
     connection::{Broken, Live, Pending, Terms, may_carry},
     lent::Borrowed,
     queue::{ReceiveBuffer, SendQueue},
@@ -55,7 +58,15 @@ pub(super) struct Worker {
     /// Out of descriptors: the listener is not watched.
     deaf_until: Option<Instant>,
     tap_watched: bool,
+    /// The stream takes nothing: when it is given up.
+    blocked_until: Option<Instant>,
+    /// Frames since the connection began, those to come out of this end and those that came in, for the trace.
+    pub(super) numbers: [u64; 2],
 }
+
+/// Indices of `Worker::numbers`.
+pub(super) const OUT: usize = 0;
+pub(super) const IN: usize = 1;
 
 impl Worker {
     pub(super) fn new(shared: Arc<Shared>, listener: OwnedFd, hello: Hello, lent: bool) -> io::Result<Self> {
@@ -82,6 +93,8 @@ impl Worker {
             hold_until: None,
             deaf_until: None,
             tap_watched: !lent,
+            blocked_until: None,
+            numbers: [0; 2],
         })
     }
 
@@ -132,7 +145,12 @@ impl Worker {
             self.deaf_until = None;
             modify(&self.epoll, self.listener.as_fd(), EpollFlags::EPOLLIN, LISTENER)?;
         }
-        let Some(next) = self.hold_until.into_iter().chain(self.deaf_until).min() else {
+        if self.blocked_until.is_some_and(|until| until <= now) {
+            self.blocked_until = None;
+            self.unlink(&Broken::Stuck)?;
+        }
+        let times = [self.hold_until, self.deaf_until, self.blocked_until];
+        let Some(next) = times.into_iter().flatten().min() else {
             return Ok(EpollTimeout::NONE);
         };
         // Rounded up: a wake-up just before the moment would be a second one.
@@ -223,6 +241,9 @@ impl Worker {
         let stream = pending.into_stream();
         let write_cap = sys::write_cap(stream.as_fd())?;
         self.receive.clear();
+        // Frames that waited for this connection are its first ones.
+        self.numbers = [self.send.frames().0, 0];
+        self.blocked_until = None;
         self.live = Some(Live { stream, token, terms, write_cap, blocked: false, notes: Default::default() });
         self.terms = Some(terms);
         self.hold_until = None;
@@ -258,6 +279,7 @@ impl Worker {
     pub(super) fn unlink(&mut self, error: &Broken) -> io::Result<()> {
         tracing::info!(link = %self.shared.link, %error, "unlinked");
         self.live = None;
+        self.blocked_until = None;
         self.receive.clear();
         if !self.lent && self.borrowed.is_none() {
             self.send.rewind();
@@ -292,6 +314,7 @@ impl Worker {
             return Ok(());
         }
         let max = live.terms.agreement.max_frame;
+        let came = self.shared.tracer.now();
         let (mut frames, mut bytes) = (0, 0);
         while self.send.has_room() {
             let Some(length) = sys::read(self.shared.tap.as_fd(), self.send.slot())? else { break };
@@ -303,7 +326,21 @@ impl Worker {
             }
         }
         self.shared.to_stream.passed(frames, bytes);
-        self.flush().or_else(|error| self.unlink(&error))
+        let flushed = self.flush();
+        self.tell(OUT, came, frames, bytes);
+        flushed.or_else(|error| self.unlink(&error))
+    }
+
+    /// Numbers the frames of one turn, and tells of them if somebody listens.
+    pub(super) fn tell(&mut self, way: usize, came: Option<u64>, frames: u64, bytes: u64) {
+        let first = self.numbers[way] + 1;
+        self.numbers[way] += frames;
+        if let (Some(came_ns), Some(terms), 1..) = (came, &self.terms, frames) {
+            // Out of the container's end is towards the helper.
+            let to_helper = (way == OUT) == (self.hello.kind == Kind::Container);
+            let (epoch, went_ns) = (terms.epoch, now_ns());
+            self.shared.tracer.tell(Passed { to_helper, epoch, first, frames, bytes, came_ns, went_ns });
+        }
     }
 
     /// Reads frames nobody will get. True: there may be more.
@@ -322,7 +359,7 @@ impl Worker {
     /// Writes what is queued, as far as the stream takes it.
     fn flush(&mut self) -> Result<(), Broken> {
         let Some(live) = &mut self.live else { return Ok(()) };
-        let mut blocked = false;
+        let (mut blocked, before) = (false, self.send.pending().len());
         while !self.send.pending().is_empty() {
             let pending = self.send.pending();
             match sys::send(live.stream.as_fd(), &pending[..pending.len().min(live.write_cap)])? {
@@ -332,6 +369,11 @@ impl Worker {
                     break;
                 }
             }
+        }
+        if !blocked {
+            self.blocked_until = None;
+        } else if self.blocked_until.is_none() || self.send.pending().len() != before {
+            self.blocked_until = Some(Instant::now() + STUCK);
         }
         if live.blocked != blocked {
             live.blocked = blocked;
@@ -346,6 +388,7 @@ impl Worker {
     /// One read, then every complete frame in it to the TAP.
     fn pump_stream(&mut self) -> Result<(), Broken> {
         let Some(live) = &self.live else { return Ok(()) };
+        let came = self.shared.tracer.now();
         let length = match sys::read(live.stream.as_fd(), self.receive.room())? {
             None => return Ok(()),
             Some(0) => return Err(Broken::Closed),
@@ -366,6 +409,8 @@ impl Worker {
         });
         self.shared.from_stream.passed(frames, bytes);
         self.shared.from_stream.dropped(drops);
+        // What was dropped here has a number too.
+        self.tell(IN, came, frames + drops, bytes);
         Ok(done?)
     }
 }
