@@ -24,7 +24,7 @@ pub async fn run(paths: &Paths, shutdown: Shutdown) -> anyhow::Result<()> {
         let service = service.clone();
         async move { service.follow_neighbours().await }
     });
-    let served = serve::serve(listener, routes, &["arca.relay.v1.Relay"], shutdown).await;
+    let served = serve::serve(listener, routes, &["arca.relay.v1.Relay", "arca.tap.v1.Trace"], shutdown).await;
     neighbours.abort();
     served?;
     service.close().await;

@@ -154,8 +154,18 @@ fn drops(link: &Link) -> (u64, u64) {
 /// Frames and bits per second each way, and what was dropped and dialled anew since `before`.
 fn rates(before: &[Link], now: &[Link], time: Duration) -> String {
     let mut text = format!(
-        "{:<5} {:<7} {:<10} {:>14} {:>12} {:>14} {:>12} {:>8} {:>10}\n",
-        "LINK", "CARRIER", "STATE", "TO HELPER /s", "Mbit/s", "TO CONTAIN. /s", "Mbit/s", "DROPS", "RECONNECTS"
+        "{:<5} {:<7} {:<10} {:>14} {:>10} {:>8} {:>14} {:>10} {:>8} {:>10} {:>6}\n",
+        "LINK",
+        "CARRIER",
+        "STATE",
+        "TO HELPER /s",
+        "Mbit/s",
+        "DROPS",
+        "TO CONTAIN. /s",
+        "Mbit/s",
+        "DROPS",
+        "RECONNECTS",
+        "STUCK"
     );
     for link in now {
         let former = before.iter().find(|former| former.link == link.link);
@@ -171,7 +181,7 @@ fn rates(before: &[Link], now: &[Link], time: Duration) -> String {
         // Writing to a String does not fail.
         let _ = writeln!(
             text,
-            "{:<5} {:<7} {:<10} {:>14.0} {:>12.1} {:>14.0} {:>12.1} {:>8} {:>10}",
+            "{:<5} {:<7} {:<10} {:>14.0} {:>10.1} {:>8} {:>14.0} {:>10.1} {:>8} {:>10} {:>6}",
             link.link,
             carrier(link),
             state(link),
