@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeSet,
-    path::Path,
     sync::{Arc, Mutex},
 };
 
@@ -11,9 +10,11 @@ use anyhow::{Context as _, anyhow};
 use arca_daemon::{
     config::Config,
     exit::{Failure, Fatal},
+    paths::Paths,
+    services::{self, Listening},
     shutdown::Shutdown,
 };
-use arca_proto::listen::{Listener, bind_unix};
+use arca_proto::listen::Listener;
 use nix::unistd::Group;
 use sha2::{Digest, Sha256};
 use tokio::net::UnixListener;
@@ -35,7 +36,7 @@ use crate::{
 /// A [`Fatal`] or another error in one line; nothing listens then.
 pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
     // The socket first: it tells a second engine apart before anything of the first is touched.
-    let listener = bind_docker_socket(&config.paths.docker_socket)?;
+    let (listener, inherited) = listen(&config.paths)?;
     let machines = Arc::new(machines::RealMachines::new(config)?);
     let engine_netd = netd::connect(&config.paths.netd_socket());
     let (engine, records) = build(config, machines, engine_netd)?;
@@ -53,7 +54,9 @@ pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
         tracing::warn!(error, cgroup = engine.cgroup_parent, "the engine's empty cgroup stays");
     }
     // Containers go on; their machines are found again by the next arca-api.
-    let _ = std::fs::remove_file(&config.paths.docker_socket);
+    if !inherited {
+        let _ = std::fs::remove_file(&config.paths.docker_socket);
+    }
     Ok(())
 }
 
@@ -109,32 +112,16 @@ fn read(documents: Documents) -> anyhow::Result<(Vec<Record>, Vec<Volume>)> {
     Ok((records, volumes))
 }
 
-/// Binds the docker socket, mode 0660, for the group `arca` if it exists.
-fn bind_docker_socket(path: &Path) -> anyhow::Result<UnixListener> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(|error| {
-            Fatal::new(
-                Failure::Privileges,
-                format!("create {}: {error} (run as root, or set ARCA_HOME)", folder.display()),
-            )
-        })?;
-    }
-    let listener = bind_unix(path, 0o660).map_err(|error| {
-        let (failure, hint) = match error.kind() {
-            std::io::ErrorKind::AddrInUse => {
-                (Failure::SocketTaken, " (another engine? stop it, or set ARCA_HOME or socketPath)")
-            }
-            std::io::ErrorKind::PermissionDenied => (Failure::Privileges, " (run as root, or set ARCA_HOME)"),
-            _ => (Failure::General, ""),
-        };
-        Fatal::new(failure, format!("listen on {}: {error}{hint}", path.display()))
-    })?;
-    if let Ok(Some(group)) = Group::from_name("arca") {
+/// Listens on the docker socket, mode 0660, for the group `arca` if it exists.
+fn listen(paths: &Paths) -> anyhow::Result<(UnixListener, bool)> {
+    let Listening { listener, inherited } = services::API.listen(paths)?;
+    let path = &paths.docker_socket;
+    if !inherited && let Ok(Some(group)) = Group::from_name("arca") {
         nix::unistd::chown(path, None, Some(group.gid))
             .with_context(|| format!("give {} to the group arca", path.display()))?;
     }
     match listener {
-        Listener::Unix(listener) => Ok(listener),
+        Listener::Unix(listener) => Ok((listener, inherited)),
         #[cfg(target_os = "linux")]
         Listener::Vsock(_) => Err(anyhow!("a path gave a vsock listener")),
     }

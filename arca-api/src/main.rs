@@ -34,6 +34,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Command::Serve => runtime.block_on(async {
             let (_trigger, shutdown) = Shutdown::on_signals()?;
             arguments.common.reload_on_hangup(&config)?;
+            arca_daemon::notify::keep_watchdog_quiet();
             arca_api::app::serve(&config, shutdown).await
         }),
     }

@@ -11,8 +11,10 @@ mod drain;
 #[cfg(target_os = "linux")]
 pub mod early_boot;
 pub mod exit;
+pub mod listeners;
 pub mod logging;
 pub mod notify;
 pub mod paths;
 pub mod serve;
+pub mod services;
 pub mod shutdown;

@@ -28,11 +28,8 @@ pub enum ServeError {
     Transport(#[from] tonic::transport::Error),
 }
 
-/// Binds a host daemon's unix socket, mode 0600.
-///
-/// # Errors
-/// A [`Fatal`] that says who is in the way or which directory cannot be written.
-pub fn bind_daemon_socket(path: &Path) -> Result<Listener, Fatal> {
+/// Binds a host daemon's unix socket.
+pub(crate) fn bind_socket(path: &Path, mode: u32) -> Result<Listener, Fatal> {
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory).map_err(|error| {
             Fatal::new(
@@ -41,10 +38,10 @@ pub fn bind_daemon_socket(path: &Path) -> Result<Listener, Fatal> {
             )
         })?;
     }
-    bind_unix(path, 0o600).map_err(|error| {
+    bind_unix(path, mode).map_err(|error| {
         let (failure, hint) = match error.kind() {
             std::io::ErrorKind::AddrInUse => {
-                (Failure::SocketTaken, " (another engine? `arca daemon status`, or set ARCA_HOME)")
+                (Failure::SocketTaken, " (another engine? `arca daemon status`; or set ARCA_HOME or socketPath)")
             }
             std::io::ErrorKind::PermissionDenied => (Failure::Privileges, " (run as root, or set ARCA_HOME)"),
             _ => (Failure::General, ""),

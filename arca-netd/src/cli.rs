@@ -4,7 +4,7 @@
 use std::io::Write as _;
 
 use anyhow::Context as _;
-use arca_daemon::{config::CommonArgs, serve, shutdown::Shutdown};
+use arca_daemon::{config::CommonArgs, services, shutdown::Shutdown};
 use arca_proto::{
     dial,
     netd::v1::{self as proto, netd_client::NetdClient},
@@ -66,9 +66,10 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
             let config = cli.common.load_and_log()?;
             let (_trigger, shutdown) = Shutdown::on_signals().context("set signal handlers")?;
             cli.common.reload_on_hangup(&config).context("set signal handlers")?;
+            arca_daemon::notify::keep_watchdog_quiet();
             // The socket comes last: whoever can connect finds everything there.
             let app = app::start(&config).await?;
-            let listener = serve::bind_daemon_socket(&config.paths.netd_socket())?;
+            let listener = services::NETD.listen(&config.paths)?.listener;
             tracing::info!(socket = %config.paths.netd_socket().display(), "arca-netd serves");
             app.serve(listener, shutdown).await.context("serve")
         }

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Wires the daemon together, in the order in which its parts must stand.
 
-use arca_daemon::{paths::Paths, serve, services, shutdown::Shutdown};
+use arca_daemon::{config::Config, metrics, serve, services, shutdown::Shutdown};
 use arca_proto::{relay::v1::relay_server::RelayServer, trace};
 use tonic::service::Routes;
 
 use crate::{links::Links, publish::Publisher, service::Service};
 
-/// Serves the engine whose paths these are until `shutdown`. Links and listeners end with it.
+/// Serves the engine of this configuration until `shutdown`. Links and listeners end with it.
 ///
 /// # Errors
 /// The socket is taken or cannot be made.
-pub async fn run(paths: &Paths, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn run(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
     raise_open_files();
+    let paths = &config.paths;
     let listener = services::RELAYD.listen(paths)?.listener;
     let links = Links::new();
     let publisher = Publisher::new(&paths.tag());
@@ -24,6 +25,14 @@ pub async fn run(paths: &Paths, shutdown: Shutdown) -> anyhow::Result<()> {
         let service = service.clone();
         async move { service.follow_neighbours().await }
     });
+    let gather = {
+        let service = service.clone();
+        move || {
+            let service = service.clone();
+            async move { service.figures().await }
+        }
+    };
+    metrics::serve(config.metrics, paths, "arca-relayd", gather, shutdown.clone()).await;
     let served = serve::serve(listener, routes, &["arca.relay.v1.Relay", "arca.tap.v1.Trace"], shutdown).await;
     neighbours.abort();
     served?;

@@ -86,7 +86,8 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
             let served = runtime.block_on(async {
                 let (_trigger, shutdown) = Shutdown::on_signals().context("set signal handlers")?;
                 arguments.common.reload_on_hangup(&config).context("set signal handlers")?;
-                crate::app::run(&config.paths, shutdown).await
+                arca_daemon::notify::keep_watchdog_quiet();
+                crate::app::run(&config, shutdown).await
             });
             // What is still open ends with the process.
             runtime.shutdown_background();

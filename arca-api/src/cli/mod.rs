@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The `arca` command. Verbs are files: [`daemon`] runs the engine where neither launchd nor systemd does, [`config`]
-//! shows the effective configuration.
+//! The `arca` command. Verbs are files: [`daemon`] runs the engine where neither launchd nor systemd does,
+//! [`service`] has these run it, [`config`] shows the effective configuration.
 
 pub mod config;
 pub mod daemon;
 mod docker;
+pub mod service;
 
 #[cfg(target_os = "linux")]
 #[path = "platform_linux.rs"]
@@ -37,6 +38,9 @@ enum Command {
     /// Start, stop and look at the engine's daemons
     #[command(subcommand)]
     Daemon(daemon::Command),
+    /// Run the engine under systemd or launchd
+    #[command(subcommand)]
+    Service(service::Command),
     /// The effective configuration
     #[command(subcommand)]
     Config(config::Command),
@@ -49,6 +53,7 @@ enum Command {
 pub fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Daemon(command) => daemon::run(command, &cli.common),
+        Command::Service(command) => service::run(command, &cli.common),
         Command::Config(command) => config::run(&command, &cli.common),
     }
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-use arca_daemon::{serve::bind_daemon_socket, shutdown::Shutdown};
+use arca_daemon::shutdown::Shutdown;
 use arca_proto::{
     dial,
+    listen::bind_unix,
     netd::v1::{self as proto, netd_client::NetdClient},
 };
 use tonic::Code;
@@ -13,7 +14,7 @@ async fn the_service_speaks_dockers_texts_with_the_right_codes() {
     let mut world = World::new().await;
     let machine = world.machine(1);
     let socket = world.path("netd.sock");
-    let listener = bind_daemon_socket(&socket).unwrap();
+    let listener = bind_unix(&socket, 0o600).unwrap();
     let (trigger, shutdown) = Shutdown::manual();
     let serving = tokio::spawn(world.app.take().unwrap().serve(listener, shutdown));
     let mut client = NetdClient::new(dial::unix_channel(&socket));

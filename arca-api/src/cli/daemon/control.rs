@@ -99,13 +99,7 @@ pub(super) async fn stop(config: &Config, common: &CommonArgs, all: bool) -> any
             return Ok(());
         }
     };
-    let mut helper = Ok(());
-    if all {
-        let stopped = docker::stop_all(&config.paths.docker_socket).await;
-        stopped.context("stop the containers (their machines go on; `arca daemon logs arca-api` may say why)")?;
-        let mut netd = NetdClient::new(arca_proto::dial::unix_channel(&config.paths.netd_socket()));
-        helper = netd.stop_helper(StopHelperRequest {}).await.map(drop).context("stop the helper machine");
-    }
+    let helper = if all { stop_machines(config).await? } else { Ok(()) };
     let ended = lock::released(config)?;
     kill(Pid::from_raw(pid), Signal::SIGTERM).with_context(|| format!("signal the supervisor (pid {pid})"))?;
     if tokio::time::timeout(STOP, ended).await.is_err() {
@@ -114,6 +108,14 @@ pub(super) async fn stop(config: &Config, common: &CommonArgs, all: bool) -> any
     helper?;
     print(if all { "stopped, containers and helper machine too" } else { "stopped; containers go on" });
     Ok(())
+}
+
+/// Ends every container and then the helper machine, whose failure is the inner result: the daemons can be ended anyway.
+pub(super) async fn stop_machines(config: &Config) -> anyhow::Result<anyhow::Result<()>> {
+    let stopped = docker::stop_all(&config.paths.docker_socket).await;
+    stopped.context("stop the containers (their machines go on; `arca daemon logs arca-api` may say why)")?;
+    let mut netd = NetdClient::new(arca_proto::dial::unix_channel(&config.paths.netd_socket()));
+    Ok(netd.stop_helper(StopHelperRequest {}).await.map(drop).context("stop the helper machine"))
 }
 
 /// Whether machines may still run: their sockets go last.

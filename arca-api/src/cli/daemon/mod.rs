@@ -11,7 +11,10 @@ mod preflight;
 mod status;
 mod supervise;
 
-use arca_daemon::config::CommonArgs;
+use arca_daemon::{
+    config::{CommonArgs, Config},
+    exit::{Failure, Fatal},
+};
 use clap::Subcommand;
 
 /// The host daemons, in the order they are started; they are stopped in reverse.
@@ -49,6 +52,24 @@ pub enum Command {
         #[arg(short = 'n', long, default_value_t = 100)]
         tail: usize,
     },
+}
+
+/// For who would run the same engine another way.
+pub(super) fn refuse_if_running(config: &Config) -> Result<(), Fatal> {
+    match lock::holder(config) {
+        Ok(Some(pid)) => {
+            let text = format!("the engine runs already (supervisor pid {pid}): end it with `arca daemon stop` first");
+            Err(Fatal::new(Failure::AlreadyRunning, text))
+        }
+        Ok(None) => Ok(()),
+        Err(error) => Err(Fatal::new(Failure::General, format!("{error:#}"))),
+    }
+}
+
+/// Ends every container and the helper machine of the engine, whoever runs its daemons.
+pub(super) fn stop_machines(config: &Config) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(control::stop_machines(config))?
 }
 
 /// Runs `arca daemon ...`.
