@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The wiring: every component, in reading order.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use arca_daemon::{
     config::{BackendKind, Config, LinkKind},
@@ -175,7 +179,11 @@ pub async fn start(config: &Config) -> anyhow::Result<App> {
     let store = open_store(config)?;
     let system_id = system_id(&store).await?;
     let boot = Arc::new(HelperMachine::new(config, &system_id, store.clone()).await?);
-    let servers = if config.dns.is_empty() { hostnet::nameservers() } else { config.dns.clone() };
+    let mut servers = if config.dns.is_empty() { hostnet::nameservers() } else { config.dns.clone() };
+    if servers.is_empty() {
+        // As Docker does, and as the files in containers say.
+        servers.extend([[8, 8, 8, 8], [8, 8, 4, 4]].map(IpAddr::from));
+    }
     let parts = Parts {
         relayd: config.paths.relayd_socket(),
         carrier: match config.link {

@@ -18,6 +18,7 @@ pub mod app;
 pub mod attach;
 pub mod backend;
 pub mod cli;
+pub mod direct;
 pub mod engine;
 pub mod error;
 pub mod helper;

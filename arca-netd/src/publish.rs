@@ -92,7 +92,12 @@ impl Engine {
                     }
                 }
             }
-            engine.activate(done).await
+            let active = engine.activate(done).await?;
+            if let Err(error) = engine.helper.settle_host().await {
+                engine.unpublish_workload(&workload).await?;
+                return Err(wrapped(&endpoint, &error));
+            }
+            Ok(active)
         })
         .await
     }
@@ -105,7 +110,7 @@ impl Engine {
             match self.bind(&publication).await {
                 Ok(()) => {}
                 Err((_, BindError::Taken)) if !binding.is_single() => {
-                    tried.extend(publication.listeners.first().map(|listener| listener.host_port));
+                    tried.extend(publication.listeners.iter().find(|l| l.is_bound()).map(|l| l.host_port));
                     self.withdraw_publication(&publication).await?;
                     continue;
                 }
@@ -124,7 +129,7 @@ impl Engine {
 
     async fn bind(&self, publication: &Publication) -> Result<(), (Listener, BindError)> {
         let (state, helper) = (self.state(), self.relay.carries_clients());
-        for listener in &publication.listeners {
+        for listener in publication.listeners.iter().filter(|listener| listener.is_bound()) {
             let bound = Bound::of(publication, listener, &state, helper.as_ref());
             self.relay.publish(&listener.id, &bound).await.map_err(|error| (listener.clone(), error))?;
         }
@@ -161,7 +166,10 @@ impl Engine {
             tracing::warn!(id = ?publication.id, %error, "load-balancer row was not removed; the next full sync does it");
             self.agent.kick();
         }
-        for listener in &publication.listeners {
+        if let Err(error) = self.helper.settle_host().await {
+            tracing::warn!(id = ?publication.id, %error, "the host's rules were not changed; the next change does it");
+        }
+        for listener in publication.listeners.iter().filter(|listener| listener.is_bound()) {
             if let Err(error) = self.relay.unpublish(listener.id.as_str()).await {
                 tracing::warn!(port = listener.host_port, %error, "host port was not given back");
                 self.relay.kick();
@@ -208,6 +216,7 @@ impl Engine {
             })
             .await?;
         if !moved.is_empty() {
+            self.helper.settle_host().await?;
             // The new endpoint may have another address family: what the listeners lead to is compared.
             self.relay.kick();
         }
@@ -235,7 +244,11 @@ fn carrier(state: &State, workload: &WorkloadId) -> Result<Option<Arc<Endpoint>>
 /// Chooses host port and uplink port, and stores the publication as not yet acknowledged.
 fn reserve(draft: &mut Draft, endpoint: &Endpoint, binding: &Binding, tried: &[u16]) -> Result<Arc<Publication>> {
     let ips = host_ips(draft, endpoint, binding);
-    let clash = |port: u16| ips.iter().copied().find(|ip| is_ours(draft, binding.protocol, *ip, port));
+    let network = draft.networks.get(&endpoint.network);
+    // Reached by the endpoint's own address, which has no ports of the host.
+    let is_routed = |ip: &IpAddr| network.is_some_and(|network| network.reach(ip.is_ipv4()).open);
+    let bound = || ips.iter().copied().filter(|ip| !is_routed(ip));
+    let clash = |port: u16| bound().find(|ip| is_ours(draft, binding.protocol, *ip, port));
     let free = binding.candidates().find(|port| !tried.contains(port) && clash(*port).is_none());
     let Some(host_port) = free else {
         let first = binding.host_ports.map_or(0, |(first, _)| first);
@@ -259,8 +272,15 @@ fn reserve(draft: &mut Draft, endpoint: &Endpoint, binding: &Binding, tried: &[u
         .find(|port| draft.vip_port_is_free(binding.protocol, *port))
         .ok_or_else(|| Error::Failed("all ports of the uplink address are in use".into()))?;
     let draw = || PublicationId::random().map_err(Error::io("draw an id"));
-    let listeners =
-        ips.iter().map(|ip| Ok(Listener { id: draw()?, host_ip: *ip, host_port })).collect::<Result<Vec<_>>>()?;
+    let listener = |ip: &IpAddr| {
+        let (host_ip, host_port) = match ip {
+            IpAddr::V4(_) if is_routed(ip) => (Ipv4Addr::UNSPECIFIED.into(), 0),
+            IpAddr::V6(_) if is_routed(ip) => (Ipv6Addr::UNSPECIFIED.into(), 0),
+            ip => (*ip, host_port),
+        };
+        Ok(Listener { id: draw()?, host_ip, host_port })
+    };
+    let listeners = ips.iter().map(listener).collect::<Result<Vec<_>>>()?;
     let publication = Publication {
         id: draw()?,
         workload: endpoint.workload.clone(),

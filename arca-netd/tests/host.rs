@@ -9,9 +9,12 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use arca_netd::helper::{
-    Uplink, host,
-    uplink::{Names, Ranges},
+use arca_netd::{
+    direct::Plan,
+    helper::{
+        Uplink, host,
+        uplink::{Names, Ranges},
+    },
 };
 
 const INSIDE: &str = "ARCA_TEST_INSIDE";
@@ -87,7 +90,7 @@ fn the_uplink_is_made_once_and_undone_without_a_trace() {
         let uplink = Uplink::choose("192.168.127.0/24".parse().unwrap(), &[]).unwrap();
         let names = Names::of("0123abcd");
         let helper = Helper::start();
-        assert!(host::connect(&names, uplink, &helper.netns(), false).await.unwrap());
+        assert!(host::connect(&names, uplink, &helper.netns(), false, &Plan::default()).await.unwrap());
         let made = || {
             let addresses = text("ip", &["-o", "addr", "show", "arca-0123abcd"]);
             (addresses, text("ip", &["route"]), text("nft", &["list", "ruleset"]), helper.links())
@@ -101,13 +104,13 @@ fn the_uplink_is_made_once_and_undone_without_a_trace() {
         assert_eq!(text("cat", &["/proc/sys/net/ipv4/ip_forward"]), "1\n");
 
         // Adopting a running helper makes it all again.
-        assert!(host::connect(&names, uplink, &helper.netns(), true).await.unwrap());
+        assert!(host::connect(&names, uplink, &helper.netns(), true, &Plan::default()).await.unwrap());
         assert_eq!(made(), first);
 
         // A helper that died took its end along; the next one gets a new pair.
         drop(helper);
         let helper = Helper::start();
-        assert!(host::connect(&names, uplink, &helper.netns(), false).await.unwrap());
+        assert!(host::connect(&names, uplink, &helper.netns(), false, &Plan::default()).await.unwrap());
         assert!(helper.links().contains("up0@"));
 
         host::disconnect(&names).await.unwrap();
@@ -130,13 +133,16 @@ fn engines_side_by_side_keep_apart_and_share_forwarding() {
         let uplink = Uplink::choose(range, &[]).unwrap();
         // Both chose the same network, as when they start at the same moment: the route decides.
         let (a, b) = (first.netns(), second.netns());
-        let both = tokio::join!(host::connect(&one, uplink, &a, false), host::connect(&two, uplink, &b, false));
+        let both = tokio::join!(
+            host::connect(&one, uplink, &a, false, &Plan::default()),
+            host::connect(&two, uplink, &b, false, &Plan::default())
+        );
         let both = [both.0.unwrap(), both.1.unwrap()];
         assert!(both.contains(&true) && both.contains(&false), "{both:?}");
         let ((winner, loser), netns) = if both[0] { ((&one, &two), &b) } else { ((&two, &one), &a) };
         assert!(!text("ip", &["-o", "link"]).contains(&loser.interface), "the loser left nothing");
         let other = Uplink::choose(range, &[uplink.net()]).unwrap();
-        assert!(host::connect(loser, other, netns, false).await.unwrap());
+        assert!(host::connect(loser, other, netns, false, &Plan::default()).await.unwrap());
 
         // Whoever stops first leaves the other all it needs.
         let forwarding = || text("cat", &["/proc/sys/net/ipv4/ip_forward"]);
@@ -150,7 +156,7 @@ fn engines_side_by_side_keep_apart_and_share_forwarding() {
 
         // Forwarding that was on before anybody came stays on.
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
-        assert!(host::connect(&one, uplink, &a, false).await.unwrap());
+        assert!(host::connect(&one, uplink, &a, false, &Plan::default()).await.unwrap());
         host::disconnect(&one).await.unwrap();
         assert_eq!(forwarding(), "1\n");
     });
@@ -173,7 +179,7 @@ fn the_ipv6_side_is_made_and_undone_and_advertised_routes_stay() {
         let (one, two) = (Names::of("00000001"), Names::of("00000002"));
         let (first, second) = (Helper::start(), Helper::start());
         let uplink = Uplink::choose(ranges.v4, &[]).unwrap().with_v6(ranges, &[]);
-        assert!(host::connect(&one, uplink, &first.netns(), false).await.unwrap());
+        assert!(host::connect(&one, uplink, &first.netns(), false, &Plan::default()).await.unwrap());
         let addresses = text("ip", &["-6", "-o", "addr", "show", "arca-00000001"]);
         assert!(addresses.contains("fd00:77::1/64 scope global") && !addresses.contains("tentative"), "{addresses}");
         assert!(text("ip", &["-6", "route"]).contains("fd00:77::/64 dev arca-00000001"));
@@ -182,17 +188,20 @@ fn the_ipv6_side_is_made_and_undone_and_advertised_routes_stay() {
         assert!(rules.contains("oifname \"arca-00000001\" ct state") && rules.contains("drop"), "{rules}");
         let all = || ["all/forwarding", "lan0/accept_ra", "lan1/accept_ra"].map(setting).concat();
         assert_eq!(all(), "1\n2\n0\n");
-        assert!(host::connect(&one, uplink, &first.netns(), true).await.unwrap(), "again changes nothing");
+        assert!(
+            host::connect(&one, uplink, &first.netns(), true, &Plan::default()).await.unwrap(),
+            "again changes nothing"
+        );
         assert_eq!(rules, text("nft", &["list", "table", "ip6", "arca_00000001"]));
 
         // Another engine on the same IPv6 network finds it taken, and takes the next one.
         let next = Uplink::choose(ranges.v4, &[uplink.net()]).unwrap();
         let clash = next.with_v6(Ranges { v4: next.net(), ..ranges }, &[]);
         assert_eq!(clash.v6(), uplink.v6());
-        assert!(!host::connect(&two, clash, &second.netns(), false).await.unwrap());
+        assert!(!host::connect(&two, clash, &second.netns(), false, &Plan::default()).await.unwrap());
         assert!(!text("ip", &["-o", "link"]).contains(&two.interface), "it left nothing");
         let other = next.with_v6(ranges, &[]);
-        assert!(host::connect(&two, other, &second.netns(), false).await.unwrap());
+        assert!(host::connect(&two, other, &second.netns(), false, &Plan::default()).await.unwrap());
 
         // The mark is handed over with what it names, and the last one restores everything.
         host::disconnect(&one).await.unwrap();

@@ -27,7 +27,9 @@ fn shown(ports: Vec<netd::PublishedPort>) -> Published {
     let mut published = Published::new();
     for port in ports {
         let key = published_key(&port);
-        let binding = PortBinding { host_ip: port.host_ip, host_port: port.host_port.to_string() };
+        // None where the container is reached by its own address.
+        let host_port = if port.host_port == 0 { String::new() } else { port.host_port.to_string() };
+        let binding = PortBinding { host_ip: port.host_ip, host_port };
         published.entry(key).or_default().push(binding);
     }
     published

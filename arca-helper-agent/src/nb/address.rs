@@ -72,7 +72,7 @@ impl fmt::Debug for MacAddr {
     }
 }
 
-/// An IPv4 network of 4 to 2^24 addresses, host bits clear.
+/// An IPv4 network of two addresses or more, host bits clear.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Subnet4 {
     network: Ipv4Addr,
@@ -85,7 +85,7 @@ impl Subnet4 {
         self.network
     }
 
-    /// Prefix length in bits, 8..=30.
+    /// Prefix length in bits, 1..=31.
     pub fn prefix(self) -> u8 {
         self.prefix
     }
@@ -105,9 +105,11 @@ impl Subnet4 {
         self.contains(other.network) || other.contains(self.network)
     }
 
-    /// Whether an address lies inside and is neither the network's nor the broadcast address.
+    /// Whether an address lies inside and is neither the network's nor the broadcast address, of which a subnet of two
+    /// addresses has none (RFC 3021).
     pub fn contains_host(self, address: Ipv4Addr) -> bool {
-        self.contains(address) && address != self.network && address != self.broadcast()
+        let edge = self.prefix < 31 && (address == self.network || address == self.broadcast());
+        self.contains(address) && !edge
     }
 }
 
@@ -115,10 +117,10 @@ impl std::str::FromStr for Subnet4 {
     type Err = InvalidAddress;
 
     fn from_str(text: &str) -> Result<Self, InvalidAddress> {
-        const WHAT: &str = "an IPv4 subnet of prefix 8 to 30 without host bits";
+        const WHAT: &str = "an IPv4 subnet of prefix 1 to 31 without host bits";
         let interface = Interface4::parse(text, WHAT)?;
         let subnet = interface.subnet();
-        if interface.address != subnet.network || !(8..=30).contains(&subnet.prefix) {
+        if interface.address != subnet.network || !(1..=31).contains(&subnet.prefix) {
             return Err(invalid(text, WHAT));
         }
         Ok(subnet)
@@ -361,7 +363,7 @@ mod tests {
         {
             assert!(mac.parse::<MacAddr>().is_err(), "{mac}");
         }
-        for subnet in ["172.18.0.1/24", "172.18.0.0", "172.18.0.0/31", "0.0.0.0/0", "172.18.0.0/33", "fd00::/64"] {
+        for subnet in ["172.18.0.1/24", "172.18.0.0", "172.18.0.0/32", "0.0.0.0/0", "172.18.0.0/33", "fd00::/64"] {
             assert!(subnet.parse::<Subnet4>().is_err(), "{subnet}");
         }
         for range in ["10.0.0.1-10.0.0.2", "10.0.0.2..10.0.0.1", ".."] {

@@ -133,7 +133,15 @@ fn deleted(change: &Change) -> Option<(&RowKey, Uuid)> {
 fn is_multiple(column: &str) -> bool {
     matches!(
         column,
-        "acls" | "addresses" | "dns_records" | "load_balancer" | "nat" | "port_security" | "ports" | "static_routes"
+        "acls"
+            | "addresses"
+            | "dns_records"
+            | "load_balancer"
+            | "nat"
+            | "policies"
+            | "port_security"
+            | "ports"
+            | "static_routes"
     )
 }
 

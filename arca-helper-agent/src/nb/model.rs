@@ -247,6 +247,21 @@ pub struct Network4 {
     pub gateway: Ipv4Addr,
     /// What OVN must not allocate, the gateway apart.
     pub exclude: Vec<Range4>,
+    /// What is allocated from, where OVN's own allocation does not do; see [`super::numbers`].
+    pub numbers: Option<Numbers>,
+    /// How the outside reaches its endpoints.
+    pub reach: Reach,
+}
+
+/// How the outside of a network and its endpoints reach each other in one family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// Endpoints keep their addresses on the way out.
+    pub keep_source: bool,
+    /// The uplink drops nothing that is for an endpoint.
+    pub direct: bool,
+    /// Other networks reach it, by way of the host.
+    pub open: bool,
 }
 
 impl Network4 {
@@ -267,8 +282,49 @@ impl Network4 {
                 Err(bad("exclude_v4", format_args!("{range} is not inside {subnet}")))
             }
         });
-        Ok(Some(Self { subnet, gateway, exclude: exclude.collect::<Result<_, _>>()? }))
+        let exclude = exclude.collect::<Result<Vec<_>, _>>()?;
+        let reach = Reach { keep_source: m.keep_source_v4, direct: m.direct_v4, open: m.open_v4 };
+        Ok(Some(Self { subnet, gateway, numbers: numbers4(subnet, gateway, &exclude), exclude, reach }))
     }
+
+    /// `other_config` of the switch whose ports are numbered; written once, as [`Network::addressing`].
+    pub fn numbering(&self) -> BTreeMap<String, String> {
+        let Some(numbers) = self.numbers else { return BTreeMap::new() };
+        let edges = [self.subnet.network(), self.subnet.broadcast()];
+        let edges = edges.into_iter().filter(|edge| !self.subnet.contains_host(*edge));
+        let single = edges.chain([self.gateway]).map(|address| address..=address);
+        numbers.addressing(single.chain(self.exclude.iter().map(|range| range.first..=range.last)))
+    }
+
+    /// The router's address with a prefix, and the other address of a subnet that has only two. Of such a subnet OVN takes
+    /// the upper address for that of a broadcast, and drops what comes from it: so the prefix is the longest in which
+    /// neither is the last one, and the other address needs a route of its own.
+    pub fn router(&self) -> (String, Option<Ipv4Addr>) {
+        if self.subnet.prefix() < 31 {
+            return (format!("{}/{}", self.gateway, self.subnet.prefix()), None);
+        }
+        let upper = self.subnet.broadcast().to_bits();
+        let prefix = 31 - upper.trailing_ones().min(30);
+        let other = Ipv4Addr::from_bits(self.gateway.to_bits() ^ 1);
+        (format!("{}/{prefix}", self.gateway), Some(other))
+    }
+}
+
+/// What OVN's own allocation cannot give out: the first host of a subnet, addresses of very small and very large ones.
+fn numbers4(subnet: Subnet4, gateway: Ipv4Addr, exclude: &[Range4]) -> Option<Numbers> {
+    let first =
+        if subnet.prefix() == 31 { subnet.network() } else { Ipv4Addr::from_bits(subnet.network().to_bits() + 1) };
+    let reserved = |address: Ipv4Addr| exclude.iter().find(|range| (range.first..=range.last).contains(&address));
+    if (8..=30).contains(&subnet.prefix()) && (first == gateway || reserved(first).is_some()) {
+        return None;
+    }
+    // What is set apart at the beginning is not numbered: of a large subnet a range may begin far behind.
+    let mut begin = first;
+    while let Some(next) = reserved(begin).and_then(|range| range.last.to_bits().checked_add(1)) {
+        begin = Ipv4Addr::from_bits(next);
+    }
+    let last = subnet.broadcast();
+    Some(Numbers::between(begin.min(last), last))
 }
 
 /// IPv6 side of a network.
@@ -282,6 +338,8 @@ pub struct Network6 {
     pub numbers: Numbers,
     /// What OVN must not allocate, the gateway apart.
     pub exclude: Vec<Ipv6Addr>,
+    /// How the outside reaches its endpoints.
+    pub reach: Reach,
 }
 
 impl Network6 {
@@ -309,14 +367,16 @@ impl Network6 {
             address.ok_or_else(|| bad("exclude_v6", format_args!("`{text}` is not an address inside {subnet}")))
         });
         let exclude = exclude.collect::<Result<_, _>>()?;
-        Ok(Some(Self { subnet, gateway, numbers: Numbers::of(range), exclude }))
+        let reach = Reach { keep_source: m.keep_source_v6, direct: m.direct_v6, open: m.open_v6 };
+        Ok(Some(Self { subnet, gateway, numbers: Numbers::of(range), exclude, reach }))
     }
 
     /// `other_config` of the switch whose ports are numbered; written once, as [`Network::addressing`].
     pub fn addressing(&self) -> BTreeMap<String, String> {
         // The subnet's first address belongs to all routers on it (RFC 4291 section 2.6.1).
         let own = [self.subnet.network(), self.gateway];
-        self.numbers.addressing(own.into_iter().chain(self.exclude.iter().copied()))
+        let taken = own.into_iter().chain(self.exclude.iter().copied());
+        self.numbers.addressing(taken.map(|address| address..=address))
     }
 }
 
@@ -348,7 +408,7 @@ pub struct Network {
 impl Network {
     /// `other_config` of the switch. OVN renumbers running ports when it changes, so it is written once.
     pub fn addressing(&self) -> BTreeMap<String, String> {
-        let Some(v4) = &self.v4 else { return BTreeMap::new() };
+        let Some(v4) = self.v4.as_ref().filter(|v4| v4.numbers.is_none()) else { return BTreeMap::new() };
         let exclude = v4.exclude.iter().map(ToString::to_string);
         let exclude: Vec<String> = std::iter::once(v4.gateway.to_string()).chain(exclude).collect();
         BTreeMap::from([("subnet".to_owned(), v4.subnet.to_string()), ("exclude_ips".to_owned(), exclude.join(" "))])

@@ -2,11 +2,11 @@
 //! Rows of one network and of the endpoints on it. Called by [`super::rows::rows`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::address::{Addresses, MacAddr, reverse_name};
 use super::model::{Config, Declared, Endpoint, Name, Network, Network4, Network6, NetworkId, Protocol};
-use super::rows::{Owner, RouterParts, Rows, SUBNETS4, SUBNETS6, Table, acl, allow, fold};
+use super::rows::{ALL4, ALL6, Owner, PRIVATE4, PRIVATE6, RouterParts, Rows, Table, acl, allow, fold};
 use crate::ovsdb::{Atom, Value};
 
 /// Endpoints of a network with the addresses they have.
@@ -16,6 +16,10 @@ pub(super) type Members<'a> = Vec<(&'a Declared<Endpoint>, Addresses)>;
 pub(crate) const NUMBERS: &str = "numbers6";
 /// See [`NUMBERS`].
 pub(crate) const NUMBER: &str = "number6";
+/// The same for IPv4 addresses.
+pub(crate) const NUMBERS4: &str = "numbers4";
+/// See [`NUMBERS4`].
+pub(crate) const NUMBER4: &str = "number4";
 /// Seconds; the workload's client never needs to renew within a day.
 const LEASE: &str = "86400";
 
@@ -34,8 +38,28 @@ pub(super) fn rows(
 
     router.ports.push(router_port(rows, owner, config, n, mac));
     if let Some(v6) = &n.v6 {
-        numbers(rows, owner, v6, members);
+        let number = |e: &Endpoint, a: &Addresses| e.static_v6.or(a.v6).map(|address| v6.numbers.number(address));
+        numbers(rows, owner, (NUMBERS, NUMBER), v6.addressing(), number, members);
     }
+    if let Some(v4) = &n.v4 {
+        if let Some(own) = v4.numbers {
+            let number = |e: &Endpoint, a: &Addresses| e.static_v4.or(a.v4).map(|address| own.number(address));
+            numbers(rows, owner, (NUMBERS4, NUMBER4), v4.numbering(), number, members);
+        }
+        if let (_, Some(other)) = v4.router() {
+            router.routes.push(rows.add(
+                owner,
+                Table::LogicalRouterStaticRoute,
+                "two",
+                [
+                    ("ip_prefix", v4.subnet.to_string().into()),
+                    ("nexthop", other.to_string().into()),
+                    ("output_port", format!("gw-{short}").into()),
+                ],
+            ));
+        }
+    }
+    router.policies.extend(by_the_host(rows, owner, config, n));
     if n.masquerade && !n.internal {
         let mut snat = |kind, external: String, inside: String, exempted: &Atom| {
             let columns = [
@@ -47,11 +71,12 @@ pub(super) fn rows(
             ];
             rows.add(owner, Table::Nat, kind, columns)
         };
+        let hidden4 = n.v4.as_ref().filter(|v4| !v4.reach.keep_source);
         let snat4 =
-            n.v4.as_ref().map(|v4| snat("snat", config.router.address.to_string(), v4.subnet.to_string(), services[0]));
+            hidden4.map(|v4| snat("snat", config.router.address.to_string(), v4.subnet.to_string(), services[0]));
         let snat6 = config
             .v6
-            .zip(n.v6.as_ref())
+            .zip(n.v6.as_ref().filter(|v6| !v6.reach.keep_source))
             .map(|(uplink, v6)| snat("snat6", uplink.router.address.to_string(), v6.subnet.to_string(), services[1]));
         router.nat.extend(snat4.into_iter().chain(snat6));
     }
@@ -124,7 +149,7 @@ fn group(n: &Network) -> String {
 
 fn router_port(rows: &mut Rows, owner: Owner<'_>, config: &Config, n: &Network, mac: MacAddr) -> Atom {
     let mut networks = Vec::new();
-    networks.extend(n.v4.as_ref().map(|v4| format!("{}/{}", v4.gateway, v4.subnet.prefix())));
+    networks.extend(n.v4.as_ref().map(|v4| v4.router().0));
     let mut advertise = BTreeMap::new();
     if let Some(v6) = &n.v6 {
         networks.push(format!("{}/{}", v6.gateway, v6.subnet.prefix()));
@@ -191,15 +216,43 @@ fn dhcp6(rows: &mut Rows, owner: Owner<'_>, config: &Config, v6: &Network6, mac:
     )
 }
 
-/// The switch on which OVN numbers a network's IPv6 addresses (see [`super::numbers`]).
-fn numbers(rows: &mut Rows, owner: Owner<'_>, v6: &Network6, members: &Members<'_>) {
+/// What other networks send to one that is open goes by way of the host, which says to which ports.
+fn by_the_host(rows: &mut Rows, owner: Owner<'_>, config: &Config, n: &Network) -> Vec<Atom> {
+    let mut reroute = |kind, family: &str, everybody: &str, subnet: String, next_hop: String| {
+        let expression =
+            format!("{family}.src == ${everybody} && {family}.src != {subnet} && {family}.dst == {subnet}");
+        let columns = [
+            ("priority", 1000_i64.into()),
+            ("match", expression.into()),
+            ("action", "reroute".into()),
+            ("nexthops", Value::set([next_hop])),
+        ];
+        rows.add(owner, Table::LogicalRouterPolicy, kind, columns)
+    };
+    let v4 = n.v4.as_ref().filter(|v4| v4.reach.open);
+    let v4 = v4.map(|v4| reroute("open4", "ip4", ALL4, v4.subnet.to_string(), config.next_hop.to_string()));
+    let v6 = config.v6.zip(n.v6.as_ref().filter(|v6| v6.reach.open));
+    let v6 = v6.map(|(up, v6)| reroute("open6", "ip6", ALL6, v6.subnet.to_string(), up.next_hop.to_string()));
+    v4.into_iter().chain(v6).collect()
+}
+
+/// The switch on which OVN numbers a network's addresses of one family (see [`super::numbers`]). `number` is that of the
+/// address which an endpoint has or asks for: fixed as soon as it is known, so it is kept even if the row were lost; an
+/// address that has no number needs no row.
+fn numbers(
+    rows: &mut Rows,
+    owner: Owner<'_>,
+    (switch, port): (&str, &str),
+    addressing: BTreeMap<String, String>,
+    number: impl Fn(&Endpoint, &Addresses) -> Option<Option<Ipv4Addr>>,
+    members: &Members<'_>,
+) {
+    let prefix = if switch == NUMBERS { "n6" } else { "n4" };
     let mut ports = Vec::new();
     for (endpoint, addresses) in members {
         let e = &endpoint.object;
-        // Fixed as soon as it is known, or asked for: so it is kept even if this row were lost.
-        let wanted = match e.static_v6.or(addresses.v6).map(|address| v6.numbers.number(address)) {
+        let wanted = match number(e, addresses) {
             Some(Some(number)) => format!("{} {number}", MacAddr::of_router(fold(e.id.as_str().as_bytes()))),
-            // An address that was asked for and has no number.
             Some(None) => continue,
             None => "dynamic".to_owned(),
         };
@@ -208,9 +261,9 @@ fn numbers(rows: &mut Rows, owner: Owner<'_>, v6: &Network6, members: &Members<'
         ports.push(rows.add(
             owner,
             Table::LogicalSwitchPort,
-            NUMBER,
+            port,
             [
-                ("name", format!("n6-{}", e.id.as_str()).into()),
+                ("name", format!("{prefix}-{}", e.id.as_str()).into()),
                 ("type", "".into()),
                 ("addresses", wanted.into()),
                 ("port_security", none()),
@@ -223,10 +276,10 @@ fn numbers(rows: &mut Rows, owner: Owner<'_>, v6: &Network6, members: &Members<'
     rows.add(
         owner,
         Table::LogicalSwitch,
-        NUMBERS,
+        switch,
         [
-            ("name", format!("numbers6-{}", owner.network.map(NetworkId::short).unwrap_or_default()).into()),
-            ("other_config", Value::map(v6.addressing())),
+            ("name", format!("{switch}-{}", owner.network.map(NetworkId::short).unwrap_or_default()).into()),
+            ("other_config", Value::map(addressing)),
             ("ports", Value::set(ports)),
             ("acls", Value::empty()),
             ("dns_records", Value::empty()),
@@ -242,8 +295,8 @@ fn isolation(rows: &mut Rows, owner: Owner<'_>, config: &Config, n: &Network) ->
     let but = |family: &str, inside: &Option<String>| {
         inside.iter().map(|inside| format!(" && {family}.dst != {inside}")).collect::<String>()
     };
-    let other4 = format!("inport == @{pg} && ip4.dst == ${SUBNETS4}{}", but("ip4", &inside4));
-    let other6 = format!("inport == @{pg} && ip6.dst == ${SUBNETS6}{}", but("ip6", &inside6));
+    let other4 = format!("inport == @{pg} && ip4.dst == ${PRIVATE4}{}", but("ip4", &inside4));
+    let other6 = format!("inport == @{pg} && ip6.dst == ${PRIVATE6}{}", but("ip6", &inside6));
     let mut acls = vec![
         acl(rows, owner, "isolate4", "from-lport", 2000, other4),
         acl(rows, owner, "isolate6", "from-lport", 2000, other6),
@@ -314,14 +367,15 @@ fn endpoint(rows: &mut Rows, n: &Network, endpoint: &Declared<Endpoint>, address
     let known: String = addresses.iter().map(|a| format!(" {a}")).collect();
     // Only with an address of its own: a port without any would otherwise be held to these.
     let extra: String = e.extra.iter().filter(|_| !known.is_empty()).map(|a| format!(" {a}")).collect();
-    // OVN allocates nothing for "MAC IP dynamic" and the like: an endpoint with an IPv6 address is fixed once all its
-    // addresses are known.
+    // Fixed as soon as all is known: OVN allocates nothing for "MAC IP dynamic" and the like, and while a port's address is
+    // dynamic ovn-northd computes everything anew for each change of it.
     let complete = addresses != Addresses::default();
-    let wanted = match (e.static_v4, &n.v4, &n.v6) {
-        (Some(_), ..) | (_, _, Some(_)) if complete => format!("{}{known}", e.mac),
-        (Some(v4), ..) => format!("{} {v4}", e.mac),
-        (None, Some(_), _) => format!("{} dynamic", e.mac),
-        (None, None, _) => e.mac.to_string(),
+    let is_own = n.v4.as_ref().is_some_and(|v4| v4.numbers.is_none());
+    let wanted = match e.static_v4 {
+        _ if complete => format!("{}{known}", e.mac),
+        Some(v4) => format!("{} {v4}", e.mac),
+        None if is_own => format!("{} dynamic", e.mac),
+        None => e.mac.to_string(),
     };
     // The value is pasted into an expression of OVN: without the quotes the port would get no DHCP at all.
     let options = e.hostname.iter().map(|h| ("hostname", format!("\"{}\"", h.as_str())));

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How OVN allocates IPv6 addresses that it could not allocate by itself.
+//! How OVN allocates addresses that it could not allocate by itself.
 //!
 //! OVN's own IPv6 allocation is EUI-64 in a /64: no other prefix length, no range, nothing set apart. Its IPv4 allocator
-//! has all that, but hands out IPv4 addresses. So each network with IPv6 has a second switch, never on any wire, whose
-//! ports get numbers: addresses of a class E subnet (RFC 1112 section 4), of which number 2 stands for the first address
-//! of the IPv6 pool. OVN keeps them, as it keeps IPv4 addresses: lowest free first, given back with the port, reserved
+//! has all that, but hands out IPv4 addresses only, never the first one of a subnet, and knows neither subnets of two
+//! addresses nor those above a /8. So a network that needs more has a second switch for that family, never on any wire,
+//! whose ports get numbers: addresses of a class E subnet (RFC 1112 section 4), of which number 2 stands for the first
+//! address of the pool. OVN keeps them, as it keeps IPv4 addresses: lowest free first, given back with the port, reserved
 //! for who asked for a fixed one. What is decided here is only which address a number means.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 
 use super::address::{Range4, Subnet6};
 
@@ -16,51 +18,77 @@ use super::address::{Range4, Subnet6};
 const BASE: u32 = 0xf000_0000;
 /// Number of the pool's first address.
 const FIRST: u32 = 2;
-/// Addresses of a pool that are numbered, as a power of two: what lies behind can only be asked for.
-const MOST_BITS: u8 = 16;
+/// Addresses of a pool that are numbered at most: what lies behind can only be asked for.
+const MOST: u32 = 1 << 16;
 
-/// The numbered addresses of an IPv6 pool.
+/// The numbered addresses of a pool of one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Numbers {
-    first: Ipv6Addr,
-    bits: u8,
+    first: u128,
+    count: u32,
+}
+
+fn bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => address.to_bits().into(),
+        IpAddr::V6(address) => address.to_bits(),
+    }
 }
 
 impl Numbers {
-    /// Of the part of a subnet that is allocated from.
+    /// Of the part of an IPv6 subnet that is allocated from.
     pub fn of(pool: Subnet6) -> Self {
-        Self { first: pool.network(), bits: (128 - pool.prefix()).min(MOST_BITS) }
+        Self { first: pool.network().to_bits(), count: 1 << (128 - pool.prefix()).min(16) }
     }
 
-    fn count(self) -> u32 {
-        1 << self.bits
+    /// Of IPv4 addresses from `first` to `last`, which is not below it.
+    pub fn between(first: Ipv4Addr, last: Ipv4Addr) -> Self {
+        Self { first: first.to_bits().into(), count: (last.to_bits() - first.to_bits()).min(MOST - 1) + 1 }
     }
 
     /// Bits of the numbers' subnet: room for two numbers before the first and one after the last.
-    fn width(self) -> u8 {
-        (self.bits + 1).max(3)
+    fn width(self) -> u32 {
+        (self.count + FIRST + 1).next_power_of_two().ilog2().max(3)
     }
 
     /// The number that stands for an address; none outside the pool or too far behind its beginning.
-    pub fn number(self, address: Ipv6Addr) -> Option<Ipv4Addr> {
-        let offset = address.to_bits().checked_sub(self.first.to_bits())?;
-        let offset = u32::try_from(offset).ok().filter(|offset| *offset < self.count())?;
+    pub fn number(self, address: impl Into<IpAddr>) -> Option<Ipv4Addr> {
+        let offset = bits(address.into()).checked_sub(self.first)?;
+        let offset = u32::try_from(offset).ok().filter(|offset| *offset < self.count)?;
         Some(Ipv4Addr::from_bits(BASE + FIRST + offset))
     }
 
-    /// The address a number stands for.
+    fn meant(self, number: Ipv4Addr) -> Option<u128> {
+        let offset = number.to_bits().checked_sub(BASE + FIRST).filter(|offset| *offset < self.count)?;
+        Some(self.first + u128::from(offset))
+    }
+
+    /// The address a number stands for, in a pool of IPv6.
     pub fn address(self, number: Ipv4Addr) -> Option<Ipv6Addr> {
-        let offset = number.to_bits().checked_sub(BASE + FIRST).filter(|offset| *offset < self.count())?;
-        Some(Ipv6Addr::from_bits(self.first.to_bits() + u128::from(offset)))
+        self.meant(number).map(Ipv6Addr::from_bits)
+    }
+
+    /// The address a number stands for, in a pool of IPv4.
+    pub fn address4(self, number: Ipv4Addr) -> Option<Ipv4Addr> {
+        u32::try_from(self.meant(number)?).ok().map(Ipv4Addr::from_bits)
     }
 
     /// `other_config` of the numbers' switch; `taken` are addresses that must not be allocated, inside the pool or not.
-    pub fn addressing(self, taken: impl Iterator<Item = Ipv6Addr>) -> BTreeMap<String, String> {
+    pub fn addressing<A: Into<IpAddr>>(
+        self,
+        taken: impl Iterator<Item = RangeInclusive<A>>,
+    ) -> BTreeMap<String, String> {
+        let last = self.first + u128::from(self.count) - 1;
+        let taken = taken.filter_map(|range| {
+            let (from, to) = range.into_inner();
+            let (from, to) = (bits(from.into()).max(self.first), bits(to.into()).min(last));
+            let number = |bits: u128| u32::try_from(bits - self.first).ok().map(|at| Ipv4Addr::from(BASE + FIRST + at));
+            if from > to { None } else { Some(Range4 { first: number(from)?, last: number(to)? }) }
+        });
         let behind = Range4 {
-            first: Ipv4Addr::from_bits(BASE + FIRST + self.count()),
+            first: Ipv4Addr::from_bits(BASE + FIRST + self.count),
             last: Ipv4Addr::from_bits(BASE + (1 << self.width()) - 2),
         };
-        let taken = taken.filter_map(|address| self.number(address)).map(|n| Range4 { first: n, last: n });
         let mut exclude: Vec<Range4> = taken.chain((behind.first <= behind.last).then_some(behind)).collect();
         exclude.sort_unstable();
         exclude.dedup();
@@ -84,11 +112,11 @@ mod tests {
     #[test]
     fn the_first_number_is_the_pools_first_address() {
         let numbers = numbers("fd00:18::/64");
-        assert_eq!(numbers.number("fd00:18::".parse().unwrap()).unwrap().to_string(), "240.0.0.2");
+        assert_eq!(numbers.number("fd00:18::".parse::<Ipv6Addr>().unwrap()).unwrap().to_string(), "240.0.0.2");
         assert_eq!(numbers.address(Ipv4Addr::new(240, 0, 0, 4)).unwrap().to_string(), "fd00:18::2");
-        assert_eq!(numbers.number("fd00:18::ffff".parse().unwrap()).unwrap().to_string(), "240.1.0.1");
-        assert_eq!(numbers.number("fd00:18::1:0".parse().unwrap()), None);
-        assert_eq!(numbers.number("fd00:17::1".parse().unwrap()), None);
+        assert_eq!(numbers.number("fd00:18::ffff".parse::<Ipv6Addr>().unwrap()).unwrap().to_string(), "240.1.0.1");
+        assert_eq!(numbers.number("fd00:18::1:0".parse::<Ipv6Addr>().unwrap()), None);
+        assert_eq!(numbers.number("fd00:17::1".parse::<Ipv6Addr>().unwrap()), None);
         assert_eq!(numbers.address(Ipv4Addr::new(240, 0, 0, 1)), None);
         assert_eq!(numbers.address(Ipv4Addr::new(172, 18, 0, 2)), None);
     }
@@ -96,11 +124,35 @@ mod tests {
     #[test]
     fn what_is_set_apart_and_what_lies_behind_is_excluded() {
         let taken = ["fd00::", "fd00::1", "fd00::1", "fd00:5::1"].map(|a| a.parse().unwrap());
-        let config = numbers("fd00::/64").addressing(taken.into_iter());
+        let taken: [Ipv6Addr; 4] = taken;
+        let config = numbers("fd00::/64").addressing(taken.into_iter().map(|a| a..=a));
         assert_eq!(config["subnet"], "240.0.0.0/15");
         assert_eq!(config["exclude_ips"], "240.0.0.2 240.0.0.3 240.1.0.2..240.1.255.254");
-        let config = numbers("fd00::8/126").addressing(std::iter::empty());
+        let config = numbers("fd00::8/126").addressing::<Ipv6Addr>(std::iter::empty());
         assert_eq!((config["subnet"].as_str(), config["exclude_ips"].as_str()), ("240.0.0.0/29", "240.0.0.6"));
+    }
+
+    #[test]
+    fn ipv4_addresses_are_numbered_between_two_ends() {
+        let ends = |first: [u8; 4], last: [u8; 4]| Numbers::between(first.into(), last.into());
+        let numbers = ends([10, 0, 0, 0], [10, 0, 0, 255]);
+        assert_eq!(numbers.number(Ipv4Addr::new(10, 0, 0, 1)), Some(Ipv4Addr::new(240, 0, 0, 3)));
+        assert_eq!(numbers.address4(Ipv4Addr::new(240, 0, 0, 3)), Some(Ipv4Addr::new(10, 0, 0, 1)));
+        let at = |a, b| Ipv4Addr::new(10, 0, 0, a)..=Ipv4Addr::new(10, 0, 0, b);
+        let config = numbers.addressing([at(254, 255), at(0, 0), at(100, 120)].into_iter());
+        assert_eq!(config["subnet"], "240.0.0.0/23");
+        assert_eq!(
+            config["exclude_ips"],
+            "240.0.0.2 240.0.0.102..240.0.0.122 240.0.1.0..240.0.1.1 240.0.1.2..240.0.1.254"
+        );
+        let two = ends([10, 0, 0, 0], [10, 0, 0, 1]).addressing([at(0, 0)].into_iter());
+        assert_eq!(
+            (two["subnet"].as_str(), two["exclude_ips"].as_str()),
+            ("240.0.0.0/29", "240.0.0.2 240.0.0.4..240.0.0.6")
+        );
+        let many = ends([100, 0, 0, 0], [101, 255, 255, 255]);
+        assert!(many.number(Ipv4Addr::new(100, 0, 255, 255)).is_some());
+        assert_eq!(many.number(Ipv4Addr::new(100, 1, 0, 0)), None);
     }
 
     proptest! {

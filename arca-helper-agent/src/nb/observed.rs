@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::address::Addresses;
 use super::model::EndpointId;
-use super::network::NUMBER;
+use super::network::{NUMBER, NUMBER4};
 use super::rows::{Allocated, Learned, RowKey, Table};
 use crate::ovsdb::{self, Monitor, Snapshot, Uuid, Value};
 
@@ -131,8 +131,9 @@ impl<R: Columns> Observed<R> {
             if key.table != Table::LogicalSwitchPort || key.kind != "endpoint" {
                 return None;
             }
-            let number = RowKey { table: key.table, id: key.id.clone(), kind: NUMBER.to_owned() };
-            Some((EndpointId::new(&key.id).ok()?, EndpointRow::read(found, self.rows.get(&number))))
+            let number =
+                |kind: &str| self.rows.get(&RowKey { table: key.table, id: key.id.clone(), kind: kind.to_owned() });
+            Some((EndpointId::new(&key.id).ok()?, EndpointRow::read(found, number(NUMBER), number(NUMBER4))))
         })
     }
 
@@ -160,14 +161,19 @@ pub struct EndpointRow<'a> {
 }
 
 impl<'a> EndpointRow<'a> {
-    fn read<R: Columns>(found: &'a ObservedRow<R>, number: Option<&'a ObservedRow<R>>) -> Self {
-        let (addresses, exhausted4) = addresses_of(found);
+    fn read<R: Columns>(
+        found: &'a ObservedRow<R>,
+        number: Option<&'a ObservedRow<R>>,
+        number4: Option<&'a ObservedRow<R>>,
+    ) -> Self {
+        let (addresses, exhausted) = addresses_of(found);
+        let (number4, exhausted4) = number4.map(|row| addresses_of(row)).unwrap_or_default();
         let (number, exhausted6) = number.map(|row| addresses_of(row)).unwrap_or_default();
         let generation = found.row.get("external_ids").and_then(|v| v.get("arca-gen"));
         Self {
             network: &found.network,
-            allocated: Allocated { addresses, number: number.v4 },
-            exhausted4,
+            allocated: Allocated { addresses, number: number.v4, number4: number4.v4 },
+            exhausted4: exhausted || exhausted4,
             exhausted6,
             up: found.row.get("up").and_then(Value::as_bool).unwrap_or(false),
             generation: generation.and_then(|g| g.parse().ok()).unwrap_or(0),

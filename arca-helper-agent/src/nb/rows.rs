@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::address::{Addresses, MacAddr};
-use super::model::{Config, Declared, Endpoint, EndpointId, Network, NetworkId, PublishedPort, PublishedPortId};
-pub(crate) use super::network::NUMBERS;
+use super::model::{Config, Declared, Endpoint, EndpointId, Network, NetworkId, PublishedPort, PublishedPortId, Reach};
 use super::network::{self, Members};
+pub(crate) use super::network::{NUMBERS, NUMBERS4};
 use crate::ovsdb::{Atom, Value};
 
 /// Name of the gateway router.
@@ -23,9 +23,17 @@ pub const PHYSICAL_NETWORK: &str = "ext";
 /// arca-id of rows that belong to no object.
 pub const ENGINE: &str = "engine";
 /// Address_Set of all IPv4 subnets.
-pub(super) const SUBNETS4: &str = "arca_subnets";
+pub(super) const ALL4: &str = "arca_subnets";
 /// Address_Set of all IPv6 subnets.
-pub(super) const SUBNETS6: &str = "arca_subnets6";
+pub(super) const ALL6: &str = "arca_subnets6";
+/// Address_Set of the IPv4 subnets that other networks do not reach.
+pub(super) const PRIVATE4: &str = "arca_private";
+/// The same of IPv6.
+pub(super) const PRIVATE6: &str = "arca_private6";
+/// Address_Set of the IPv4 subnets that nobody outside reaches.
+const CLOSED4: &str = "arca_closed";
+/// The same of IPv6.
+const CLOSED6: &str = "arca_closed6";
 /// Address_Set of the resolver.
 const SERVICES: &str = "arca_svc";
 /// Address_Set of the resolver's IPv6 address.
@@ -41,6 +49,7 @@ pub enum Table {
     Dns,
     LoadBalancer,
     LogicalRouter,
+    LogicalRouterPolicy,
     LogicalRouterPort,
     LogicalRouterStaticRoute,
     LogicalSwitch,
@@ -51,13 +60,14 @@ pub enum Table {
 
 impl Table {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Acl,
         Self::AddressSet,
         Self::DhcpOptions,
         Self::Dns,
         Self::LoadBalancer,
         Self::LogicalRouter,
+        Self::LogicalRouterPolicy,
         Self::LogicalRouterPort,
         Self::LogicalRouterStaticRoute,
         Self::LogicalSwitch,
@@ -75,6 +85,7 @@ impl Table {
             Self::Dns => "DNS",
             Self::LoadBalancer => "Load_Balancer",
             Self::LogicalRouter => "Logical_Router",
+            Self::LogicalRouterPolicy => "Logical_Router_Policy",
             Self::LogicalRouterPort => "Logical_Router_Port",
             Self::LogicalRouterStaticRoute => "Logical_Router_Static_Route",
             Self::LogicalSwitch => "Logical_Switch",
@@ -93,8 +104,9 @@ impl Table {
             Self::Dns => &["records", "external_ids"],
             Self::LoadBalancer => &["name", "protocol", "vips", "external_ids"],
             Self::LogicalRouter => {
-                &["name", "options", "ports", "static_routes", "nat", "load_balancer", "external_ids"]
+                &["name", "options", "ports", "static_routes", "policies", "nat", "load_balancer", "external_ids"]
             }
+            Self::LogicalRouterPolicy => &["priority", "match", "action", "nexthops", "external_ids"],
             Self::LogicalRouterPort => &["name", "mac", "networks", "ipv6_ra_configs", "external_ids"],
             Self::LogicalRouterStaticRoute => &["ip_prefix", "nexthop", "output_port", "external_ids"],
             Self::LogicalSwitch => &["name", "other_config", "ports", "acls", "dns_records", "external_ids"],
@@ -119,7 +131,12 @@ impl Table {
     pub fn is_root(self) -> bool {
         !matches!(
             self,
-            Self::Acl | Self::LogicalRouterPort | Self::LogicalRouterStaticRoute | Self::LogicalSwitchPort | Self::Nat
+            Self::Acl
+                | Self::LogicalRouterPolicy
+                | Self::LogicalRouterPort
+                | Self::LogicalRouterStaticRoute
+                | Self::LogicalSwitchPort
+                | Self::Nat
         )
     }
 }
@@ -171,6 +188,8 @@ pub struct Allocated {
     pub addresses: Addresses,
     /// Its number among the network's IPv6 addresses (see [`super::numbers`]).
     pub number: Option<Ipv4Addr>,
+    /// Its number among the network's IPv4 addresses, where these are numbered.
+    pub number4: Option<Ipv4Addr>,
 }
 
 /// What OVN has allocated, read from the database.
@@ -183,7 +202,10 @@ impl Desired {
             return Addresses::default();
         };
         let learned = learned.get(&endpoint.id).copied().unwrap_or_default();
-        let v4 = network.v4.as_ref().map(|_| endpoint.static_v4.or(learned.addresses.v4));
+        let v4 = network.v4.as_ref().map(|v4| {
+            let numbered = || learned.number4.and_then(|number| v4.numbers?.address4(number));
+            endpoint.static_v4.or(learned.addresses.v4).or_else(numbered)
+        });
         let v6 = network.v6.as_ref().map(|v6| {
             // What its port has stays, whatever becomes of the number.
             let numbered = || learned.number.and_then(|number| v6.numbers.address(number));
@@ -239,6 +261,8 @@ impl Rows {
 #[derive(Default)]
 pub(super) struct RouterParts {
     pub(super) ports: Vec<Atom>,
+    pub(super) routes: Vec<Atom>,
+    pub(super) policies: Vec<Atom>,
     pub(super) nat: Vec<Atom>,
     pub(super) load_balancers: Vec<Atom>,
 }
@@ -255,9 +279,22 @@ pub fn rows(config: &Config, desired: &Desired, learned: &Learned) -> Vec<Row> {
     let resolver6 = Value::set(config.v6.map(|v6| v6.resolver.address.to_string()));
     let services6 =
         rows.add(engine, Table::AddressSet, "services6", [("name", SERVICES6.into()), ("addresses", resolver6)]);
-    let subnets4: BTreeSet<_> = networks().filter_map(|n| n.v4.as_ref()).map(|v4| v4.subnet.to_string()).collect();
-    let subnets6: BTreeSet<_> = networks().filter_map(|n| n.v6.as_ref()).map(|v6| v6.subnet.to_string()).collect();
-    for (kind, name, subnets) in [("subnets4", SUBNETS4, subnets4), ("subnets6", SUBNETS6, subnets6)] {
+    let subnets4 = |wanted: fn(Reach) -> bool| -> BTreeSet<String> {
+        let sides = networks().filter_map(|n| n.v4.as_ref()).filter(|v4| wanted(v4.reach));
+        sides.map(|v4| v4.subnet.to_string()).collect()
+    };
+    let subnets6 = |wanted: fn(Reach) -> bool| -> BTreeSet<String> {
+        let sides = networks().filter_map(|n| n.v6.as_ref()).filter(|v6| wanted(v6.reach));
+        sides.map(|v6| v6.subnet.to_string()).collect()
+    };
+    for (kind, name, subnets) in [
+        ("subnets4", ALL4, subnets4(|_| true)),
+        ("subnets6", ALL6, subnets6(|_| true)),
+        ("private4", PRIVATE4, subnets4(|reach| !reach.open)),
+        ("private6", PRIVATE6, subnets6(|reach| !reach.open)),
+        ("closed4", CLOSED4, subnets4(|reach| !reach.direct)),
+        ("closed6", CLOSED6, subnets6(|reach| !reach.direct)),
+    ] {
         rows.add(engine, Table::AddressSet, kind, [("name", name.into()), ("addresses", Value::set(subnets))]);
     }
 
@@ -283,6 +320,7 @@ pub fn rows(config: &Config, desired: &Desired, learned: &Learned) -> Vec<Row> {
     };
     let mut routes = vec![default("default", "0.0.0.0/0", config.next_hop.to_string())];
     routes.extend(config.v6.map(|v6| default("default6", "::/0", v6.next_hop.to_string())));
+    routes.extend(router.routes);
     rows.add(
         engine,
         Table::LogicalRouter,
@@ -297,6 +335,7 @@ pub fn rows(config: &Config, desired: &Desired, learned: &Learned) -> Vec<Row> {
             ),
             ("ports", Value::set(router.ports)),
             ("static_routes", Value::set(routes)),
+            ("policies", Value::set(router.policies)),
             ("nat", Value::set(router.nat)),
             ("load_balancer", Value::set(router.load_balancers)),
         ],
@@ -356,9 +395,10 @@ fn uplink(rows: &mut Rows, engine: Owner<'_>, config: &Config) -> Atom {
             ("dhcpv6_options", none()),
         ],
     );
-    // Nobody outside may address a container directly; answers of the resolver are not translated and must pass.
-    let direct4 = format!("inport == \"{LOCALNET_PORT}\" && ip4.dst == ${SUBNETS4} && ip4.src != ${SERVICES}");
-    let direct6 = format!("inport == \"{LOCALNET_PORT}\" && ip6.dst == ${SUBNETS6} && ip6.src != ${SERVICES6}");
+    // Nobody outside may address a container directly, unless the host sees to that; answers of the resolver are not
+    // translated and must pass.
+    let direct4 = format!("inport == \"{LOCALNET_PORT}\" && ip4.dst == ${CLOSED4} && ip4.src != ${SERVICES}");
+    let direct6 = format!("inport == \"{LOCALNET_PORT}\" && ip6.dst == ${CLOSED6} && ip6.src != ${SERVICES6}");
     let acls = [("direct4", direct4), ("direct6", direct6)]
         .map(|(kind, expression)| acl(rows, engine, kind, "from-lport", 2000, expression));
     rows.add(

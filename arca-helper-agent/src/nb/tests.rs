@@ -220,7 +220,7 @@ fn desired(
 
 /// What the database shows of a port with these addresses.
 pub(crate) fn allocated(text: &str) -> Allocated {
-    Allocated { addresses: Addresses::parse(text), number: None }
+    Allocated { addresses: Addresses::parse(text), ..Allocated::default() }
 }
 
 /// The same with a number: the `n`th address of the IPv6 pool, counted from nought.
@@ -337,6 +337,68 @@ fn an_ipv6_pool_is_numbered_with_what_is_set_apart() {
     assert!(find(&all, Table::LogicalSwitch, "switch").columns["other_config"].is_empty());
     let port = find(&all, Table::LogicalRouterPort, "router-port");
     assert_eq!(port.columns["networks"], "fd00:18::5:1/48".into());
+}
+
+#[test]
+fn ipv4_addresses_that_ovn_cannot_give_out_are_numbered() {
+    let of = |subnet: &str, gateway: &str, exclude: &[&str]| {
+        let exclude_v4 = exclude.iter().map(|text| (*text).to_owned()).collect();
+        let network =
+            proto::Network { subnet_v4: subnet.into(), gateway_v4: gateway.into(), exclude_v4, ..network(18) };
+        desired(vec![network], vec![endpoint(100, 18)], vec![])
+    };
+    let own = |d: &Desired| !has(&rows(&config(), d, &Learned::new()), "numbers4");
+    assert!(own(&of("172.18.0.0/24", "172.18.0.1", &[])));
+    assert!(own(&of("172.18.0.0/24", "172.18.0.9", &["172.18.0.1..172.18.0.8"])));
+    // The gateway is elsewhere: the first address is an endpoint's.
+    let far = of("172.18.0.0/24", "172.18.0.254", &["172.18.0.7"]);
+    let before = rows(&config(), &far, &Learned::new());
+    let numbers = &find(&before, Table::LogicalSwitch, "numbers4").columns["other_config"];
+    let (subnet, apart) = (numbers.get("subnet"), numbers.get("exclude_ips"));
+    assert_eq!(subnet, Some("240.0.0.0/23"));
+    assert_eq!(apart, Some("240.0.0.8 240.0.0.255 240.0.1.0 240.0.1.1..240.0.1.254"));
+    assert_eq!(find(&before, Table::LogicalSwitch, "switch").columns["other_config"], Value::map::<&str, &str>([]));
+    assert_eq!(find(&before, Table::LogicalSwitchPort, "number4").columns["addresses"], "dynamic".into());
+    let mac = "02:42:ac:12:00:64";
+    assert_eq!(find(&before, Table::LogicalSwitchPort, "endpoint").columns["addresses"], mac.into());
+    let number4 = Some(std::net::Ipv4Addr::new(240, 0, 0, 2));
+    let learned =
+        Learned::from([(far.endpoints.keys().next().unwrap().clone(), Allocated { number4, ..allocated(mac) })]);
+    let after = rows(&config(), &far, &learned);
+    let port = find(&after, Table::LogicalSwitchPort, "endpoint");
+    assert_eq!(port.columns["addresses"], format!("{mac} 172.18.0.1").into());
+    assert_eq!(port.columns["addresses"], port.columns["port_security"]);
+    // Two addresses: OVN must not take either for a broadcast.
+    for (gateway, other, prefix) in [("172.18.0.6", "172.18.0.7", 28), ("172.18.0.7", "172.18.0.6", 28)] {
+        let two = rows(&config(), &of("172.18.0.6/31", gateway, &[]), &Learned::new());
+        let networks = &find(&two, Table::LogicalRouterPort, "router-port").columns["networks"];
+        assert_eq!(networks, &Value::set([format!("{gateway}/{prefix}")]));
+        let route = find(&two, Table::LogicalRouterStaticRoute, "two");
+        assert_eq!((&route.columns["nexthop"], &route.columns["ip_prefix"]), (&other.into(), &"172.18.0.6/31".into()));
+    }
+    // A pool that begins far behind the subnet's beginning, of a subnet that is too large for OVN.
+    let large = rows(&config(), &of("100.0.0.0/7", "100.9.0.0", &["100.0.0.1..100.8.255.255"]), &Learned::new());
+    assert!(
+        find(&large, Table::LogicalSwitch, "numbers4").columns["other_config"]
+            .get("exclude_ips")
+            .unwrap()
+            .starts_with("240.0.0.2 ")
+    );
+}
+
+#[test]
+fn a_network_that_the_host_lets_in_is_not_closed_by_ovn() {
+    let open = proto::Network { keep_source_v4: true, direct_v4: true, open_v4: true, ..dual(18) };
+    let all = rows(&config(), &desired(vec![open, dual(19)], vec![], vec![]), &Learned::new());
+    let set = |kind: &str| find(&all, Table::AddressSet, kind).columns["addresses"].clone();
+    assert_eq!(set("subnets4"), Value::set(["172.18.0.0/24", "172.19.0.0/24"]));
+    assert_eq!((set("private4"), set("closed4")), (Value::set(["172.19.0.0/24"]), Value::set(["172.19.0.0/24"])));
+    assert_eq!(set("closed6"), Value::set(["fd00:18::/64", "fd00:19::/64"]));
+    let sources = |kind: &str| all.iter().filter(|row| row.key.kind == kind).count();
+    assert_eq!((sources("snat"), sources("snat6")), (1, 2));
+    let policy = find(&all, Table::LogicalRouterPolicy, "open4");
+    assert_eq!(policy.columns["nexthops"], Value::set(["192.168.127.1"]));
+    assert!(!has(&all, "open6"));
 }
 
 #[test]

@@ -174,8 +174,8 @@ impl Query {
     }
 
     fn answer(&self, name: &Name, data: impl IntoIterator<Item = RData>) -> Verdict {
+        // Without authority, as OVN answers and Docker's resolver does.
         let mut reply = self.reply(ResponseCode::NoError);
-        reply.metadata.authoritative = true;
         reply.add_answers(data.into_iter().map(|d| Record::from_rdata(name.clone(), TTL, d)));
         encode(&reply, Some(self.limit))
     }

@@ -9,11 +9,11 @@ use arca_proto::helper::v1 as proto;
 
 use crate::nb::diff::Scope;
 use crate::nb::model::{
-    Declared, Endpoint, EndpointId, Invalid, Network, Network6, NetworkId, PublishedPort, PublishedPortId,
+    Declared, Endpoint, EndpointId, Invalid, Network, Network4, Network6, NetworkId, PublishedPort, PublishedPortId,
 };
 use crate::nb::observed::{Columns, Observed};
-use crate::nb::rows::NUMBERS;
 use crate::nb::rows::{Allocated, Desired, ENGINE, Learned, Table};
+use crate::nb::rows::{NUMBERS, NUMBERS4};
 use crate::ovsdb::Value;
 
 /// Kind of an object, in the order in which they depend on each other.
@@ -82,8 +82,8 @@ pub(super) type Refused = (u64, Refusal);
 pub(super) struct Live {
     /// Endpoints with their network and addresses.
     pub(super) endpoints: Vec<(EndpointId, String, Allocated)>,
-    /// `other_config` of each network's switch, and of the one that numbers its IPv6 addresses.
-    pub(super) addressing: BTreeMap<String, [BTreeMap<String, String>; 2]>,
+    /// `other_config` of each network's switch, and of those that number its IPv6 and IPv4 addresses.
+    pub(super) addressing: BTreeMap<String, [BTreeMap<String, String>; 3]>,
     /// All these endpoints will stay, also those not accepted yet.
     all_stay: bool,
 }
@@ -93,11 +93,12 @@ impl Live {
     pub(super) fn of<R: Columns>(observed: &Observed<R>) -> Self {
         let endpoints = observed.endpoints().map(|(id, row)| (id, row.network.to_owned(), row.allocated));
         let switches = observed.rows.iter().filter(|(k, _)| k.table == Table::LogicalSwitch && k.id != ENGINE);
-        let mut addressing: BTreeMap<String, [BTreeMap<String, String>; 2]> = BTreeMap::new();
+        let mut addressing: BTreeMap<String, [BTreeMap<String, String>; 3]> = BTreeMap::new();
         for (key, found) in switches {
             let config = found.row.get("other_config").into_iter().flat_map(Value::pairs);
             let of_network = addressing.entry(key.id.clone()).or_default();
-            of_network[usize::from(key.kind == NUMBERS)] = config.map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+            let place = [NUMBERS, NUMBERS4].iter().position(|kind| *kind == key.kind).map_or(0, |at| at + 1);
+            of_network[place] = config.map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
         }
         Self { endpoints: endpoints.collect(), addressing, all_stay: false }
     }
@@ -299,7 +300,9 @@ impl State {
 
     fn put_network(&mut self, sent: proto::Network, generation: u64, live: &Live) -> Result<(), Refusal> {
         let object = Network::try_from(sent)?;
-        let wanted = [object.addressing(), object.v6.as_ref().map(Network6::addressing).unwrap_or_default()];
+        let numbered6 = object.v6.as_ref().map(Network6::addressing).unwrap_or_default();
+        let numbered4 = object.v4.as_ref().map(Network4::numbering).unwrap_or_default();
+        let wanted = [object.addressing(), numbered6, numbered4];
         if live.addressing.get(object.id.as_str()).is_some_and(|now| *now != wanted) {
             return Err(invalid(format_args!(
                 "network {}: subnet, gateway and excluded addresses of a live network cannot change (OVN would renumber \

@@ -132,7 +132,7 @@ fn addressing_of_a_live_network_and_overlaps_are_refused() {
     let mut state = State::default();
     let accepted: crate::nb::model::Network = network(18).try_into().unwrap();
     let mut live = Live::default();
-    live.addressing.insert(id(18), [accepted.addressing(), BTreeMap::new()]);
+    live.addressing.insert(id(18), [accepted.addressing(), BTreeMap::new(), BTreeMap::new()]);
     state.apply(vec![net(1, proto::Network { exclude_v4: vec![], ..network(18) })], vec![], &live);
     assert!(matches!(refusal(&state, Kind::Network, 18), Some(Refusal::Invalid(_))));
     state.apply(vec![net(1, network(18))], vec![], &live);

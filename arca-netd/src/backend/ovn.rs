@@ -137,6 +137,9 @@ impl Backend for Ovn {
     }
 
     async fn put_network(&self, network: &Network) -> Result<()> {
+        if network.without_room().is_some() {
+            return Ok(());
+        }
         match self.put(objects::network(network), network).await {
             // It is on disk: the full sync after the next connect declares it.
             Err(Error::Unavailable(_) | Error::Peer { .. }) => {
@@ -258,8 +261,10 @@ impl<'a> Step<Attach<'a>> for Rows {
     }
 
     async fn run(&self, a: &mut Attach<'a>) -> Result<()> {
-        let object = objects::endpoint(a.endpoint, a.network);
-        let observations = a.ovn.agent.apply(object.into_iter().collect(), Vec::new()).await?;
+        // The network goes along: the request that makes it may still be on its way, and twice changes nothing.
+        let endpoint = objects::endpoint(a.endpoint, a.network);
+        let objects = std::iter::once(objects::network(a.network)).chain(endpoint).collect();
+        let observations = a.ovn.agent.apply(objects, Vec::new()).await?;
         observations.iter().try_for_each(|observation| check(observation, a.network))
     }
 

@@ -152,6 +152,7 @@ impl Engine {
             host_v6,
             uplink: uplink.net(),
             uplink_v6: uplink.v6().map(UplinkV6::net),
+            routes: self.helper.routes(),
             default_kind: self.settings.default_kind,
         })
     }
@@ -221,6 +222,10 @@ impl Engine {
                 engine.drop_network(&network).await?;
                 return Err(error);
             }
+            if let Err(error) = engine.helper.settle_host().await {
+                engine.drop_network(&network).await?;
+                return Err(error);
+            }
             tracing::info!(network_id = %network.id, name = network.name(), "network created");
             engine.tell(EventKind::Created, &network, None);
             Ok(network.id)
@@ -270,6 +275,9 @@ impl Engine {
         {
             tracing::warn!(network_id = %network.id, %error, "network could not be withdrawn; the next full sync does it");
             self.agent.kick();
+        }
+        if let Err(error) = self.helper.settle_host().await {
+            tracing::warn!(network_id = %network.id, %error, "the host's routes were not changed; the next change does it");
         }
         Ok(())
     }

@@ -19,6 +19,7 @@ use std::{
 };
 
 use futures_util::TryStreamExt as _;
+use ipnet::IpNet;
 use rtnetlink::{
     Handle, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
@@ -34,6 +35,7 @@ use super::{
     uplink::{HELPER_INTERFACE, Names, UplinkV6},
 };
 use crate::{
+    direct::Plan,
     error::{Error, Result},
     hostnet,
 };
@@ -45,22 +47,55 @@ use forwarding::Family;
 ///
 /// # Errors
 /// Names the piece that could not be made, and what is probably missing.
-pub async fn connect(names: &Names, uplink: Uplink, netns: &Path, adopted: bool) -> Result<bool> {
-    let host = Host::open(names)?;
-    if !host.veth(uplink, netns, adopted).await? {
+pub async fn connect(names: &Names, uplink: Uplink, netns: &Path, adopted: bool, plan: &Plan) -> Result<bool> {
+    if !Host::open(names)?.veth(uplink, netns, adopted).await? {
         return Ok(false);
     }
-    nft(&rules(names, "ip", &uplink.net())).await?;
+    finish(names, uplink, plan).await
+}
+
+/// As [`connect`], over the TAP that the keeper of a virtual helper machine has made.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_tap(names: &Names, uplink: Uplink, plan: &Plan) -> Result<bool> {
+    if !Host::open(names)?.tap(uplink).await? {
+        return Ok(false);
+    }
+    finish(names, uplink, plan).await
+}
+
+/// Takes away an interface of an earlier machine, so that the next one's keeper can make its own.
+///
+/// # Errors
+/// It stays.
+pub async fn clear(names: &Names) -> Result<()> {
+    Host::open(names)?.remove(&names.interface).await
+}
+
+async fn finish(names: &Names, uplink: Uplink, plan: &Plan) -> Result<bool> {
+    settle(names, uplink, plan).await?;
     forward(names).await?;
     match uplink.v6() {
-        Some(v6) => {
-            nft(&rules(names, "ip6", &v6.net())).await?;
+        Some(_) => {
             forwarding::switch_on(Family::V6, &names.table).await?;
         }
         // One of an earlier life, before the host lost its IPv6.
         None => forwarding::drop_table(Family::V6, &names.table).await?,
     }
     Ok(true)
+}
+
+/// Makes rules and routes as planned, all rules of a family at once. The uplink must be there.
+///
+/// # Errors
+/// The rules or the route that could not be made.
+pub async fn settle(names: &Names, uplink: Uplink, plan: &Plan) -> Result<()> {
+    nft(&rules(names, "ip", &uplink.net(), plan)).await?;
+    if let Some(v6) = uplink.v6() {
+        nft(&rules(names, "ip6", &v6.net(), plan)).await?;
+    }
+    Host::open(names)?.routes(uplink, plan).await
 }
 
 /// Switches IPv4 forwarding on, if it is off; `names.table` then says so. That table must be there.
@@ -163,6 +198,23 @@ impl<'a> Host<'a> {
         }
     }
 
+    async fn tap(&self, uplink: Uplink) -> Result<bool> {
+        let name = &self.names.interface;
+        let link = self.find(name).await?;
+        let link = link.ok_or_else(|| Error::Failed(format!("the helper machine has no interface {name} here")))?;
+        let claimed = self.claim(&link, uplink).await;
+        if !matches!(claimed, Ok(true)) {
+            // The interface stays, for the next network: what it was given of this one goes.
+            let index = link.header.index;
+            let net = uplink.net();
+            let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(net.network(), net.prefix_len());
+            let _ = self.handle.route().del(route.output_interface(index).build()).execute().await;
+            let address = self.handle.address().add(index, IpAddr::V4(uplink.host()), net.prefix_len()).message_mut().clone();
+            let _ = self.handle.address().del(address).execute().await;
+        }
+        claimed
+    }
+
     async fn pair(&self, netns: &File) -> Result<LinkMessage> {
         let name = &self.names.interface;
         // A name of this engine's also for the moment before the inner end gets its own in the helper. If an earlier
@@ -231,6 +283,52 @@ impl<'a> Host<'a> {
         Ok(())
     }
 
+    /// Routes to the planned subnets by the helper's router, and none to others. Those of a family without uplink are
+    /// left out.
+    async fn routes(&self, uplink: Uplink, plan: &Plan) -> Result<()> {
+        let name = &self.names.interface;
+        let there = |net: &IpNet| match net {
+            IpNet::V4(net) => *net != uplink.net(),
+            IpNet::V6(net) => uplink.v6().is_none_or(|v6| *net != v6.net()),
+        };
+        let v4 = hostnet::routes_over(name).into_iter().map(IpNet::V4);
+        let there: Vec<IpNet> =
+            v4.chain(hostnet::routes_over_v6(name).into_iter().map(IpNet::V6)).filter(there).collect();
+        for net in there.iter().filter(|net| !plan.routes.contains(net)) {
+            let removed = match *net {
+                IpNet::V4(net) => {
+                    let route = RouteMessageBuilder::<Ipv4Addr>::new();
+                    self.handle.route().del(route.destination_prefix(net.network(), net.prefix_len()).build())
+                }
+                IpNet::V6(net) => {
+                    let route = RouteMessageBuilder::<Ipv6Addr>::new();
+                    self.handle.route().del(route.destination_prefix(net.network(), net.prefix_len()).build())
+                }
+            };
+            unless(nix::libc::ESRCH, (), removed.execute().await).map_err(self.refused("remove a network's route"))?;
+        }
+        let Some(link) = self.find(name).await? else { return Ok(()) };
+        for net in plan.routes.iter().filter(|net| !there.contains(net)) {
+            let route = match (*net, uplink.v6()) {
+                (IpNet::V4(net), _) => RouteMessageBuilder::<Ipv4Addr>::new()
+                    .destination_prefix(net.network(), net.prefix_len())
+                    .gateway(uplink.router())
+                    .output_interface(link.header.index)
+                    .build(),
+                (IpNet::V6(net), Some(v6)) => RouteMessageBuilder::<Ipv6Addr>::new()
+                    .destination_prefix(net.network(), net.prefix_len())
+                    .gateway(v6.router())
+                    .output_interface(link.header.index)
+                    .build(),
+                (IpNet::V6(_), None) => continue,
+            };
+            // Exclusive: a route of somebody else to the same network stays.
+            let made = self.handle.route().add(route).execute().await;
+            made.map_err(self.refused("make a network's route, which nobody else may have"))?;
+        }
+        Ok(())
+    }
+
     async fn claim_v6(&self, index: u32, v6: UplinkV6) -> Result<bool> {
         let net = v6.net();
         if !hostnet::routes_over_v6(&self.names.interface).contains(&net) {
@@ -255,15 +353,19 @@ impl<'a> Host<'a> {
 
 /// Flushing and filling the chains in one transaction. Nobody comes in from elsewhere but by a published port: a host
 /// that knows the way to the router's uplink address would otherwise find there also what is published on 127.0.0.1.
-fn rules(names: &Names, family: &str, net: &dyn std::fmt::Display) -> String {
+fn rules(names: &Names, family: &str, net: &dyn std::fmt::Display, plan: &Plan) -> String {
     let Names { interface, table } = names;
+    let sources = plan.sources_script(&format!("{family} {table} uplink"), family, interface, &net.to_string());
+    let guard = plan.guard_script(&format!("{family} {table} guard"), family, interface);
     format!(
         "add table {family} {table}\n\
          add chain {family} {table} uplink {{ type nat hook postrouting priority srcnat; }}\n\
          flush chain {family} {table} uplink\n\
+         {sources}\
          add rule {family} {table} uplink {family} saddr {net} oifname != \"{interface}\" masquerade\n\
          add chain {family} {table} guard {{ type filter hook forward priority filter; }}\n\
          flush chain {family} {table} guard\n\
+         {guard}\
          add rule {family} {table} guard oifname \"{interface}\" ct state {{ new, invalid, untracked }} \
          ct status & dnat == 0 drop\n\
          add rule {family} {table} guard iifname != \"{interface}\" {family} saddr {net} drop\n"

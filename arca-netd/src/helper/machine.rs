@@ -7,8 +7,8 @@ use std::{
     time::Duration,
 };
 
-use arca_daemon::config::{Config, PublishKind};
-use arca_machine::{Adoption, HelperSpec, Kind, Machine, Machines};
+use arca_daemon::config::{Config, MachineKind, PublishKind, UplinkKind};
+use arca_machine::{Adoption, Card, HelperSpec, Kind, Machine, Machines, VmFiles};
 use arca_proto::dial::Address;
 use async_trait::async_trait;
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -16,9 +16,10 @@ use tokio::sync::Mutex;
 
 use super::{
     Boot, Booted, Uplink, host,
-    uplink::{Names, Ranges},
+    uplink::{self, Names, Ranges},
 };
 use crate::{
+    direct::Plan,
     error::{Error, Result},
     store::Store,
 };
@@ -27,13 +28,30 @@ use crate::{
 const GRACE: Duration = Duration::from_secs(5);
 /// Uplink networks tried in one start: as many engines may start at the same moment.
 const CHOICES: u32 = 8;
-/// From spawn to READY. A TCG virtual machine on a busy host is the slowest case.
+/// From spawn to READY.
 const READY: Duration = Duration::from_secs(30);
+/// As above for a virtual machine, whose processor may be an emulated one on a busy host.
+const VM_READY: Duration = Duration::from_secs(120);
+/// The one network card of a virtual machine.
+const CARD: &str = "eth0";
+
+/// What the uplink is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wire {
+    /// A veth pair into the helper's network namespace.
+    Veth,
+    /// A TAP interface between the host and the helper's network card.
+    Tap,
+    /// The hypervisor's user-mode network: the host has no interface, route or rule for it.
+    User,
+}
 
 /// Launches, adopts and ends the helper machine.
 #[derive(Debug)]
 pub struct HelperMachine {
     machines: Machines,
+    kind: Kind,
+    wire: Wire,
     spec: HelperSpec,
     store: Store,
     /// Where uplink networks come from.
@@ -42,6 +60,8 @@ pub struct HelperMachine {
     uplink: Cell<Uplink>,
     publish: PublishKind,
     running: Mutex<Option<Machine>>,
+    /// What the host's routes and rules are, while there is an uplink: none inside where that is not known.
+    settled: Mutex<Option<Option<Plan>>>,
 }
 
 impl HelperMachine {
@@ -58,7 +78,19 @@ impl HelperMachine {
         };
         let names = Names::of(&config.paths.tag());
         let uplink = Cell::new(Uplink::load(&store, ranges, &names).await?);
-        let machines = Machines::new(Kind::Namespace).map_err(failed)?;
+        let kind = kind(config);
+        let wire = match (kind, config.uplink) {
+            (Kind::Namespace, _) => Wire::Veth,
+            (Kind::Vm, UplinkKind::Tap) => Wire::Tap,
+            (Kind::Vm, UplinkKind::User) => Wire::User,
+            (Kind::Vm, UplinkKind::Auto) if cfg!(target_os = "linux") && nix::unistd::geteuid().is_root() => Wire::Tap,
+            (Kind::Vm, UplinkKind::Auto) => Wire::User,
+        };
+        let machines = match kind {
+            Kind::Namespace => Machines::new(kind),
+            Kind::Vm => Machines::virtual_machines(vm_files(config)),
+        };
+        let machines = machines.map_err(failed)?;
         let data = config.paths.helper_data();
         let spec = HelperSpec {
             id: format!("arca-helper-{}", &system_id.get(..8).unwrap_or(system_id)),
@@ -67,12 +99,25 @@ impl HelperMachine {
             socket_directory: config.paths.helper_sockets(),
             state_directory: data.join("machine"),
             guest_directory: config.guest_directory.clone(),
+            card: Card::None,
             environment: Vec::new(),
             log_level: config.log_level.clone(),
-            ready_timeout: READY,
+            ready_timeout: if kind == Kind::Vm { VM_READY } else { READY },
         };
         let publish = config.publish;
-        Ok(Self { machines, spec, store, ranges, names, uplink, publish, running: Mutex::new(None) })
+        Ok(Self {
+            machines,
+            kind,
+            wire,
+            spec,
+            store,
+            ranges,
+            names,
+            uplink,
+            publish,
+            running: Mutex::new(None),
+            settled: Mutex::new(None),
+        })
     }
 
     /// Takes hold of a machine that runs, without launching one; for ending it.
@@ -90,27 +135,55 @@ impl HelperMachine {
 
     async fn adopt_or_launch(&self) -> Result<(Machine, bool)> {
         match self.machines.adopt(&self.spec.state_directory).await.map_err(failed)? {
-            Adoption::Running(machine) => return Ok((machine, true)),
+            Adoption::Running(machine) if machine.kind() == self.kind => return Ok((machine, true)),
+            Adoption::Running(machine) => {
+                tracing::warn!("the helper machine is not of the kind that is configured now; it is made anew");
+                machine.destroy(GRACE).await.map_err(failed)?;
+            }
             // Its supervisor may just be restarting the agent; but then the machine would have answered soon, and
             // a helper nobody can reach is worth less than a second without one.
-            Adoption::Unresponsive(machine) => machine.destroy(GRACE).await.map_err(failed)?,
+            Adoption::Unresponsive(machine) => machine.destroy(Duration::ZERO).await.map_err(failed)?,
             Adoption::Gone(Some(record)) => self.machines.sweep(&record).await.map_err(failed)?,
             Adoption::Gone(None) => {}
         }
-        if !self.spec.root.is_dir() {
+        if self.kind == Kind::Namespace && !self.spec.root.is_dir() {
             return Err(Error::Failed(format!(
                 "no helper image at {} (build it with `./dev helper-image`, or set helperRoot)",
                 self.spec.root.display()
             )));
         }
-        Ok((self.machines.launch_helper(&self.spec).await.map_err(failed)?, false))
+        let uplink = self.uplink();
+        let card = match self.wire {
+            Wire::Veth => Card::None,
+            Wire::Tap => {
+                host::clear(&self.names).await?;
+                Card::Tap { interface: self.names.interface.clone() }
+            }
+            Wire::User => {
+                Card::User { network: uplink.net().to_string(), host: uplink.host(), spare: uplink.spare() }
+            }
+        };
+        let spec = HelperSpec { card, ..self.spec.clone() };
+        Ok((self.machines.launch_helper(&spec).await.map_err(failed)?, false))
     }
 
     /// Makes the uplink; one that another engine took at the same moment is changed for the next free one.
     async fn connect(&self, machine: &Machine, adopted: bool) -> Result<()> {
-        let netns = Self::netns(machine)?;
+        let mut settled = self.settled.lock().await;
+        *settled = None;
+        if self.wire == Wire::User {
+            return Ok(());
+        }
         for _ in 0..CHOICES {
-            if host::connect(&self.names, self.uplink(), &netns, adopted).await? {
+            let plan = Plan::of(&self.store.state());
+            let connected = match self.wire {
+                Wire::Veth => {
+                    host::connect(&self.names, self.uplink(), &Self::netns(machine)?, adopted, &plan).await?
+                }
+                _ => host::connect_tap(&self.names, self.uplink(), &plan).await?,
+            };
+            if connected {
+                *settled = Some(Some(plan));
                 return Ok(());
             }
             let next = Uplink::load(&self.store, self.ranges, &self.names).await?;
@@ -120,8 +193,43 @@ impl HelperMachine {
         Err(Error::Failed(format!("no uplink network of {} could be claimed {CHOICES} times in a row", self.ranges.v4)))
     }
 
+    async fn end(&self, grace: Duration) -> Result<()> {
+        *self.settled.lock().await = None;
+        let machine = self.running.lock().await.take();
+        let ended = match machine {
+            Some(machine) => machine.destroy(grace).await.map_err(failed),
+            None => Ok(()),
+        };
+        host::disconnect(&self.names).await.and(ended)
+    }
+
     fn netns(machine: &Machine) -> Result<PathBuf> {
         machine.netns_path().ok_or_else(|| Error::Failed("the helper machine has no network namespace here".into()))
+    }
+}
+
+/// What the helper lives in.
+fn kind(config: &Config) -> Kind {
+    match config.machine {
+        MachineKind::Namespace => Kind::Namespace,
+        MachineKind::Vm => Kind::Vm,
+        MachineKind::Auto if !cfg!(target_os = "linux") => Kind::Vm,
+        // One that cannot be made is no default: everything of it must be there.
+        MachineKind::Auto if config.kernel_path.is_file() && config.helper_image.is_file() => {
+            if arca_machine::virtual_machines_are_fast() { Kind::Vm } else { Kind::Namespace }
+        }
+        MachineKind::Auto => Kind::Namespace,
+    }
+}
+
+/// Where the parts of virtual machines lie.
+fn vm_files(config: &Config) -> VmFiles {
+    VmFiles {
+        kernel: config.kernel_path.clone(),
+        init_image: config.init_image.clone(),
+        helper_image: config.helper_image.clone(),
+        tools: Some(config.vm_tools.clone()).filter(|tools| tools.is_dir()),
+        keeper: std::env::current_exe().unwrap_or_default().with_file_name("arca-vmm"),
     }
 }
 
@@ -147,7 +255,8 @@ impl Boot for HelperMachine {
             }
             return Err(error);
         }
-        let booted = Booted { address: machine.address().clone(), adopted };
+        let forgetful = self.kind == Kind::Vm && !adopted;
+        let booted = Booted { address: machine.address().clone(), adopted, forgetful };
         *self.running.lock().await = Some(machine);
         Ok(booted)
     }
@@ -160,17 +269,39 @@ impl Boot for HelperMachine {
         }
     }
 
+    async fn settle_host(&self) -> Result<()> {
+        let mut settled = self.settled.lock().await;
+        let plan = Plan::of(&self.store.state());
+        // Without an uplink there is nothing yet to be routed to.
+        if settled.as_ref().is_none_or(|now| now.as_ref() == Some(&plan)) {
+            return Ok(());
+        }
+        *settled = Some(None);
+        host::settle(&self.names, self.uplink(), &plan).await?;
+        *settled = Some(Some(plan));
+        Ok(())
+    }
+
     async fn down(&self) -> Result<()> {
-        let machine = self.running.lock().await.take();
-        let ended = match machine {
-            Some(machine) => machine.destroy(GRACE).await.map_err(failed),
-            None => Ok(()),
-        };
-        host::disconnect(&self.names).await.and(ended)
+        self.end(GRACE).await
+    }
+
+    async fn give_up(&self) -> Result<()> {
+        self.end(Duration::ZERO).await
     }
 
     fn uplink(&self) -> Uplink {
-        *self.uplink.lock().unwrap_or_else(PoisonError::into_inner)
+        let uplink = *self.uplink.lock().unwrap_or_else(PoisonError::into_inner);
+        // A user-mode network translates addresses of IPv4 only, as it is set up.
+        if self.wire == Wire::User { uplink.v4_only() } else { uplink }
+    }
+
+    fn interface_inside(&self) -> &'static str {
+        if self.wire == Wire::Veth { uplink::HELPER_INTERFACE } else { CARD }
+    }
+
+    fn uplink_is_loopback(&self) -> bool {
+        self.wire == Wire::User
     }
 
     async fn is_there(&self) -> bool {
@@ -179,14 +310,18 @@ impl Boot for HelperMachine {
     }
 
     fn carries_clients(&self) -> Option<Address> {
-        (self.publish == PublishKind::Helper).then(|| Address::Sockets(self.spec.socket_directory.clone()))
+        let sockets = &self.spec.socket_directory;
+        (self.publish == PublishKind::Helper || self.wire == Wire::User).then(|| match self.kind {
+            Kind::Namespace => Address::Sockets(sockets.clone()),
+            Kind::Vm => arca_machine::virtual_address(sockets),
+        })
     }
 
     fn uplink_interface(&self) -> Option<String> {
-        self.is_on_this_kernel().then(|| self.names.interface.clone())
+        (self.wire != Wire::User).then(|| self.names.interface.clone())
     }
 
     fn is_on_this_kernel(&self) -> bool {
-        cfg!(target_os = "linux")
+        self.kind == Kind::Namespace
     }
 }

@@ -21,7 +21,11 @@ pub mod host;
 #[path = "host_other.rs"]
 pub mod host;
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Instant,
+};
 
 use arca_proto::{dial::Address, helper::v1::ConfigureRequest};
 use async_trait::async_trait;
@@ -46,6 +50,22 @@ pub struct HelperUp {
     since: Instant,
     /// It was running already.
     adopted: bool,
+    /// OVN will allocate anew: whoever has an address is told it.
+    forgetful: bool,
+}
+
+impl HelperUp {
+    /// Tells one life of the machine from another.
+    #[must_use]
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// Whether what an earlier machine had allocated is not known inside.
+    #[must_use]
+    pub fn is_forgetful(&self) -> bool {
+        self.forgetful
+    }
 }
 
 /// Makes the helper machine. Called by one task at a time.
@@ -57,6 +77,10 @@ pub trait Boot: Send + Sync + std::fmt::Debug {
     async fn ended(&self);
     /// Ends it and undoes what `up` changed on the host.
     async fn down(&self) -> Result<()>;
+    /// As `down`, of a machine that does not answer: it is not asked to end.
+    async fn give_up(&self) -> Result<()> {
+        self.down().await
+    }
     /// The uplink network. It may change while `up` runs, if another engine took it meanwhile.
     fn uplink(&self) -> Uplink;
     /// Whether the helper is on this kernel, so that descriptors and interfaces can be given to it.
@@ -66,9 +90,21 @@ pub trait Boot: Send + Sync + std::fmt::Debug {
     fn carries_clients(&self) -> Option<Address> {
         None
     }
+    /// What the uplink is called inside.
+    fn interface_inside(&self) -> &'static str {
+        uplink::HELPER_INTERFACE
+    }
+    /// Whether the host's address on the uplink is its loopback's (a user-mode network).
+    fn uplink_is_loopback(&self) -> bool {
+        false
+    }
     /// The host's end of the uplink, where the host has one.
     fn uplink_interface(&self) -> Option<String> {
         None
+    }
+    /// Makes the host's routes and rules follow what is stored of networks that it has a route to (see [`crate::direct`]).
+    async fn settle_host(&self) -> Result<()> {
+        Ok(())
     }
     /// Whether a machine of an earlier life is there, so that it is to be adopted though nothing needs it.
     async fn is_there(&self) -> bool {
@@ -83,6 +119,8 @@ pub struct Booted {
     pub address: Address,
     /// It was running already.
     pub adopted: bool,
+    /// It knows nothing of what an earlier one had allocated.
+    pub forgetful: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -162,6 +200,20 @@ impl Helper {
         self.boot.carries_clients()
     }
 
+    /// Whether this host can have routes to networks of the helper.
+    #[must_use]
+    pub fn routes(&self) -> bool {
+        self.boot.uplink_interface().is_some()
+    }
+
+    /// See [`Boot::settle_host`].
+    ///
+    /// # Errors
+    /// The route or rule that could not be made.
+    pub async fn settle_host(&self) -> Result<()> {
+        self.boot.settle_host().await
+    }
+
     /// From now on the machine is needed: [`Helper::run`] starts it.
     pub fn need(&self) {
         self.needed.send_if_modified(|needed| !std::mem::replace(needed, true));
@@ -203,7 +255,7 @@ impl Helper {
                         // All cancel-safe: waiting changes nothing, and an order not received stays queued.
                         () = self.boot.ended() => tracing::error!("helper machine has ended; starting it again"),
                         () = self.restart.notified() => {
-                            if let Err(error) = self.boot.down().await {
+                            if let Err(error) = self.boot.give_up().await {
                                 tracing::warn!(%error, "helper machine was not taken down cleanly");
                             }
                         }
@@ -245,13 +297,23 @@ impl Helper {
     async fn open_loopback(&self) -> Vec<String> {
         let uplink = self.uplink();
         let interface = self.boot.uplink_interface();
-        let place = interface.map(|interface| Place { address: uplink.host(), interface, client: uplink.resolver() });
+        let local = self.boot.uplink_is_loopback();
+        let place = if local {
+            Some(Place { address: Ipv4Addr::LOCALHOST, interface: "lo".into(), client: Ipv4Addr::LOCALHOST })
+        } else {
+            interface.map(|interface| Place { address: uplink.host(), interface, client: uplink.resolver() })
+        };
         let mut loopback = self.loopback.lock().await;
         // What was open belongs to an uplink that may be gone.
         *loopback = Loopback::default();
         let (open, told) = Loopback::open(&self.servers, place.as_ref()).await;
         *loopback = open;
-        told
+        // Inside, this host's loopback is called by the uplink's address.
+        let renamed = |server: String| match server.parse::<SocketAddr>() {
+            Ok(address) if local && address.ip().is_loopback() => format!("{}:{}", uplink.host(), address.port()),
+            _ => server,
+        };
+        told.into_iter().map(renamed).collect()
     }
 
     fn up(&self, booted: Booted, since: Instant, forwarders: Vec<String>) -> HelperUp {
@@ -259,7 +321,7 @@ impl Helper {
         let v6 = uplink.v6();
         let configure = ConfigureRequest {
             system_id: self.system_id.clone(),
-            uplink_interface: uplink::HELPER_INTERFACE.into(),
+            uplink_interface: self.boot.interface_inside().into(),
             router_address: uplink.with_length(uplink.router()),
             next_hop: uplink.host().to_string(),
             resolver_address: uplink.with_length(uplink.resolver()),
@@ -268,7 +330,7 @@ impl Helper {
             next_hop_v6: v6.map(|v6| v6.host().to_string()).unwrap_or_default(),
             resolver_address_v6: v6.map(|v6| v6.with_length(v6.resolver())).unwrap_or_default(),
         };
-        HelperUp { address: booted.address, configure, since, adopted: booted.adopted }
+        HelperUp { address: booted.address, configure, since, adopted: booted.adopted, forgetful: booted.forgetful }
     }
 
     /// Ends the machine for good and undoes what was changed on the host. Stopping twice is no error.
@@ -344,6 +406,12 @@ impl Helper {
     #[must_use]
     pub fn boot_ms(&self) -> u64 {
         *self.boot_ms.borrow()
+    }
+
+    /// Whether the machine is on its way, with nothing wrong so far.
+    #[must_use]
+    pub fn is_starting(&self) -> bool {
+        matches!(&*self.state.borrow(), State::Starting)
     }
 
     /// "up", "starting", "not needed", or "down: why".

@@ -10,6 +10,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use super::ids::NetworkId;
+use crate::validate::options::{self, Mode};
 
 /// Who carries a network's frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -162,7 +163,38 @@ pub struct Network {
     pub generation: u64,
 }
 
+/// How a network's endpoints and the outside reach each other, in one family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// Endpoints keep their addresses on the way out.
+    pub keep_source: bool,
+    /// This host has a route to them, and says who comes in by it.
+    pub direct: bool,
+    /// So do other networks (gateway mode `routed`).
+    pub open: bool,
+}
+
 impl Network {
+    /// What the options say of one family.
+    #[must_use]
+    pub fn reach(&self, is_v4: bool) -> Reach {
+        let has = if is_v4 { self.v4.is_some() } else { self.v6.is_some() };
+        if !has || self.kind != Kind::Ovs || self.spec.internal {
+            return Reach::default();
+        }
+        let (given, mode) = (&self.spec.options, options::mode(&self.spec.options, is_v4));
+        let keep_source = mode == Mode::Routed || !self.masquerade || options::source(given, is_v4).is_some();
+        let direct = keep_source || mode == Mode::Unprotected || !options::trusted(given).is_empty();
+        Reach { keep_source, direct, open: mode == Mode::Routed }
+    }
+
+    /// The family in which there is an address for the gateway and none for an endpoint.
+    #[must_use]
+    pub fn without_room(&self) -> Option<&'static str> {
+        let v4 = self.v4.as_ref().filter(|v4| v4.subnet.prefix_len() > 31).map(|_| "IPv4");
+        v4.or_else(|| self.v6.as_ref().filter(|v6| v6.subnet.prefix_len() > 126).map(|_| "IPv6"))
+    }
+
     /// Name.
     #[must_use]
     pub fn name(&self) -> &str {

@@ -33,8 +33,16 @@ pub struct Listener {
     pub id: PublicationId,
     /// Address bound.
     pub host_ip: IpAddr,
-    /// Port bound.
+    /// Port bound; 0 where the endpoint is reached by its own address instead (gateway mode `routed`).
     pub host_port: u16,
+}
+
+impl Listener {
+    /// Whether there is one at all.
+    #[must_use]
+    pub fn is_bound(&self) -> bool {
+        self.host_port > 0
+    }
 }
 
 /// A published port as stored.

@@ -40,6 +40,12 @@ pub fn network(network: &Network) -> proto::Object {
         masquerade: network.masquerade && !network.spec.internal,
         dns: network.dns,
         mtu: network.mtu,
+        keep_source_v4: network.reach(true).keep_source,
+        keep_source_v6: network.reach(false).keep_source,
+        direct_v4: network.reach(true).direct,
+        direct_v6: network.reach(false).direct,
+        open_v4: network.reach(true).open,
+        open_v6: network.reach(false).open,
     });
     proto::Object { generation: network.generation, kind: Some(kind) }
 }
@@ -75,9 +81,10 @@ pub fn endpoint(endpoint: &Endpoint, network: &Network) -> Option<proto::Object>
     Some(proto::Object { generation: endpoint.generation, kind: Some(kind) })
 }
 
-/// A published port; none while it leads nowhere.
+/// A published port; none while it leads nowhere, or no port of the host leads there.
 #[must_use]
 pub fn published_port(publication: &Publication) -> Option<proto::Object> {
+    publication.listeners.iter().find(|listener| listener.is_bound())?;
     let kind = proto::object::Kind::PublishedPort(proto::PublishedPort {
         id: publication.id.to_string(),
         endpoint_id: publication.endpoint.as_ref()?.to_string(),
@@ -122,7 +129,9 @@ pub fn is_stored(object: &proto::Object, state: &State) -> bool {
 /// being removed do not.
 #[must_use]
 pub fn desired(state: &State) -> Vec<proto::Object> {
-    let networks = state.networks.values().filter(|n| n.kind == Kind::Ovs).map(|n| network(n));
+    // One without room for an endpoint is nothing to OVN.
+    let declared = |n: &&std::sync::Arc<Network>| n.kind == Kind::Ovs && n.without_room().is_none();
+    let networks = state.networks.values().filter(declared).map(|n| network(n));
     let endpoints = state
         .endpoints
         .values()

@@ -89,7 +89,7 @@ impl Desired {
             }
         }
         for publication in state.publications.values() {
-            for listener in &publication.listeners {
+            for listener in publication.listeners.iter().filter(|listener| listener.is_bound()) {
                 if publication.active {
                     desired.listeners.insert(listener.id.clone(), Bound::of(publication, listener, state, helper));
                 } else {

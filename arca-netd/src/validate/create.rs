@@ -36,6 +36,8 @@ pub struct Context {
     pub uplink: Ipv4Net,
     /// Its IPv6 side.
     pub uplink_v6: Option<Ipv6Net>,
+    /// This host can have routes to networks of the ovs backend.
+    pub routes: bool,
     /// What "" and "bridge" mean.
     pub default_kind: DefaultKind,
 }
@@ -101,7 +103,8 @@ pub fn network(mut spec: Spec, state: &State, context: &Context) -> Result<Netwo
     let mut found = ipam::check(&spec.ipam_pools, enable_ipv6)?;
     // A configuration is checked where it is used.
     let unchecked = BTreeMap::new();
-    let checked = options::check(if spec.config_only { &unchecked } else { &spec.options }, spec.internal)?;
+    let options = if spec.config_only { &unchecked } else { &spec.options };
+    let checked = options::check(options, spec.internal, kind == Kind::Ovs && context.routes)?;
     bridge_name(&spec, state, context)?;
     let mut shown_pools = spec.ipam_pools.clone();
     if spec.config_only {
@@ -128,7 +131,7 @@ pub fn network(mut spec: Spec, state: &State, context: &Context) -> Result<Netwo
             return Err(Error::Invalid(format!("invalid MTU number: {} (IPv6 needs 1280)", checked.mtu)));
         }
     }
-    Ok(Network {
+    let network = Network {
         id: context.id.clone(),
         spec,
         created_at_ns: context.now_ns,
@@ -144,7 +147,16 @@ pub fn network(mut spec: Spec, state: &State, context: &Context) -> Result<Netwo
         masquerade: checked.masquerade,
         predefined: false,
         generation: 0,
-    })
+    };
+    // The host's own routes are in the way of one that it is to have to a network.
+    let met4 = |subnet: &Ipv4Net| context.host.iter().any(|net| pools::overlap(net, subnet));
+    let met6 = |subnet: &Ipv6Net| context.host_v6.iter().any(|net| pools::overlap_v6(net, subnet));
+    if network.v4.as_ref().is_some_and(|v4| network.reach(true).direct && met4(&v4.subnet))
+        || network.v6.as_ref().is_some_and(|v6| network.reach(false).direct && met6(&v6.subnet))
+    {
+        return Err(Error::Forbidden(OVERLAP.into()));
+    }
+    Ok(network)
 }
 
 /// Which backend the driver means; sets the driver's shown name.

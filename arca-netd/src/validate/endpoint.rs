@@ -117,6 +117,13 @@ pub fn check(network: &Network, state: &State, wanted: &Wanted) -> Result<Checke
         text => Some(text.parse::<MacAddr>().map_err(|error| Error::Invalid(error.to_string()))?),
     };
     let interface = interface(wanted)?;
+    if let Some(family) = network.without_room().filter(|_| wanted.machine.is_some()) {
+        return Err(Error::Exhausted(format!(
+            "no available {family} addresses on this network's address pools: {} ({})",
+            network.name(),
+            network.id
+        )));
+    }
     if v4.is_some_and(|address| is_taken_v4(network, state, address))
         || v6.is_some_and(|address| is_taken_v6(network, state, address))
     {

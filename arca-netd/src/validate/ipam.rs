@@ -150,18 +150,16 @@ fn pool_v4(subnet: Ipv4Net, entry: &Entry) -> Result<PoolV4> {
             range.map(|range| range.network()).filter(|first| *first != subnet.network()).unwrap_or(first_host(subnet))
         }
     };
-    if !(8..=30).contains(&subnet.prefix_len()) {
-        return Err(Error::Unsupported(format!(
-            "IPv4 subnet {subnet}: the ovs backend takes prefix lengths from 8 to 30"
-        )));
-    }
-    if gateway == subnet.network() || gateway == subnet.broadcast() {
+    // RFC 3021: a subnet of two addresses has neither network nor broadcast address.
+    let has_edges = subnet.prefix_len() < 31;
+    if has_edges && (gateway == subnet.network() || gateway == subnet.broadcast()) {
         return Err(Error::Failed(format!("failed to allocate gateway ({gateway}): Address already in use")));
     }
     let mut pool = default_v4(subnet, gateway, true);
     if let Some(range) = range {
         // Network and broadcast address are never allocated; OVN stops reading at a range it deems outside.
-        let (low, high) = (u32::from(subnet.network()) + 1, u32::from(subnet.broadcast()) - 1);
+        let edge = u32::from(has_edges);
+        let (low, high) = (u32::from(subnet.network()) + edge, u32::from(subnet.broadcast()) - edge);
         let (from, to) = (u32::from(range.network()), u32::from(range.broadcast()));
         let mut outside = |a: u32, b: u32| pool.exclude.push((a.into(), b.into()));
         if from > low {
@@ -215,8 +213,8 @@ fn pool_v6(subnet: Ipv6Net, entry: &Entry) -> Result<PoolV6> {
     if first.is_multicast() || first.is_unicast_link_local() || first.is_unspecified() || first.is_loopback() {
         return refused("no link-local, multicast, unspecified or loopback prefix");
     }
-    if subnet.prefix_len() > 126 {
-        return refused("prefix lengths up to 126");
+    if subnet.prefix_len() > 127 {
+        return Err(Error::Failed("failed to allocate gateway (): no available addresses on this pool".into()));
     }
     let range = match entry.range {
         Some(IpNet::V6(range)) => Some(range),
@@ -338,7 +336,8 @@ mod tests {
             let pool = six(entry(prefix, "", "")).unwrap();
             assert_eq!((pool.gateway.to_string(), pool.range), ("fd00::1".to_owned(), None), "{prefix}");
         }
-        for prefix in ["fd00::/127", "fd00::/128", "fe80::/64", "ff02::/64", "::/64"] {
+        assert!(six(entry("fd00::/127", "", "")).is_ok());
+        for prefix in ["fe80::/64", "ff02::/64", "::/64"] {
             assert!(matches!(six(entry(prefix, "", "")), Err(Error::Unsupported(_))), "{prefix}");
         }
         let mut pool = entry("fd00::/64", "fd00::5:0/112", "");

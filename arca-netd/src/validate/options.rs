@@ -17,6 +17,7 @@ const GATEWAY_MODES: [&str; 2] =
 /// Source address of what leaves a network.
 const HOST_IPV4: &str = "com.docker.network.host_ipv4";
 const HOST_IPV6: &str = "com.docker.network.host_ipv6";
+const TRUSTED: &str = "com.docker.network.bridge.trusted_host_interfaces";
 /// First part of interface names in containers.
 pub const IFACE_PREFIX: &str = "com.docker.network.container_iface_prefix";
 
@@ -31,6 +32,46 @@ pub struct Options {
     pub masquerade: bool,
 }
 
+/// How a network's endpoints are reached from outside, in one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// By published ports of the host.
+    Nat,
+    /// By those and by their own addresses, every port.
+    Unprotected,
+    /// By their own addresses, published ports.
+    Routed,
+    /// Not at all, and they have no gateway.
+    Isolated,
+}
+
+/// The gateway mode of one family.
+#[must_use]
+pub fn mode(options: &BTreeMap<String, String>, is_v4: bool) -> Mode {
+    match options.get(GATEWAY_MODES[usize::from(!is_v4)]).map(String::as_str) {
+        Some("nat-unprotected") => Mode::Unprotected,
+        Some("routed") => Mode::Routed,
+        Some("isolated") => Mode::Isolated,
+        _ => Mode::Nat,
+    }
+}
+
+/// Source address of what leaves a network, if one is asked for (`host_ipv4`, `host_ipv6`).
+#[must_use]
+pub fn source(options: &BTreeMap<String, String>, is_v4: bool) -> Option<IpAddr> {
+    let key = if is_v4 { HOST_IPV4 } else { HOST_IPV6 };
+    options.get(key)?.parse().ok().filter(|address: &IpAddr| address.is_ipv4() == is_v4)
+}
+
+/// Interfaces of the host by which published ports are reached at the endpoints' own addresses. A name that no interface
+/// can have counts nothing.
+#[must_use]
+pub fn trusted(options: &BTreeMap<String, String>) -> Vec<String> {
+    let names = options.get(TRUSTED).into_iter().flat_map(|names| names.split(':'));
+    let can_be = |name: &&str| (1..16).contains(&name.len()) && !name.contains(['"', '\\', '/', '*', ' ', '\n']);
+    names.filter(can_be).map(str::to_owned).collect()
+}
+
 /// Go's `strconv.ParseBool`.
 #[must_use]
 pub fn parse_bool(text: &str) -> Option<bool> {
@@ -41,11 +82,12 @@ pub fn parse_bool(text: &str) -> Option<bool> {
     }
 }
 
-/// Checks all known options.
+/// Checks all known options. `routes`: the network's endpoints can be reached by their own addresses, because this host
+/// has a route to them.
 ///
 /// # Errors
-/// 400 in Docker's words, 501 for what the ovs backend does not do.
-pub fn check(options: &BTreeMap<String, String>, internal: bool) -> Result<Options> {
+/// 400 in Docker's words, 501 for what the network's backend does not do.
+pub fn check(options: &BTreeMap<String, String>, internal: bool, routes: bool) -> Result<Options> {
     let mut checked = Options { mtu: 1500, inter_container: true, masquerade: true };
     for (key, value) in options {
         let failed = |why: String| Error::Invalid(format!("failed to parse {key} value: {value} ({why})"));
@@ -59,7 +101,7 @@ pub fn check(options: &BTreeMap<String, String>, internal: bool) -> Result<Optio
         }
         if matches!(key.as_str(), HOST_IPV4 | HOST_IPV6) && !value.is_empty() {
             value.parse::<IpAddr>().map_err(|_| failed("nil ip".into()))?;
-            return Err(unsupported(key, value));
+            needs_route(routes, key, value)?;
         }
         match key.strip_prefix(BRIDGE) {
             // Linux: IFNAMSIZ is 16 with the terminator.
@@ -69,10 +111,15 @@ pub fn check(options: &BTreeMap<String, String>, internal: bool) -> Result<Optio
             }
             Some("enable_icc") => checked.inter_container = boolean()?,
             Some("enable_ip_masquerade") => checked.masquerade = boolean()?,
-            Some("inhibit_ipv4") if boolean()? => return Err(unsupported(key, value)),
+            Some("inhibit_ipv4") if boolean()? => {
+                return Err(Error::Unsupported(format!(
+                    "option {key}={value} is not supported: the gateway of a network is OVN's router, and nothing else \
+                     can have its address"
+                )));
+            }
             // A list of interfaces; an empty one is the default.
             Some("trusted_host_interfaces") if !value.trim_matches(':').is_empty() => {
-                return Err(unsupported(key, value));
+                needs_route(routes, key, value)?;
             }
             Some("host_binding_ipv4") if value.parse::<IpAddr>().is_err() => return Err(failed("nil ip".into())),
             Some("gateway_mode_ipv4" | "gateway_mode_ipv6") => match value.as_str() {
@@ -83,7 +130,7 @@ pub fn check(options: &BTreeMap<String, String>, internal: bool) -> Result<Optio
                         "gateway mode 'isolated' can only be used for an internal network".into(),
                     ));
                 }
-                "routed" | "nat-unprotected" => return Err(unsupported(key, value)),
+                "routed" | "nat-unprotected" => needs_route(routes, key, value)?,
                 other => return Err(failed(format!("unknown gateway mode {other}"))),
             },
             _ => {}
@@ -98,8 +145,9 @@ pub fn is_isolated(options: &BTreeMap<String, String>) -> bool {
     GATEWAY_MODES.iter().any(|key| options.get(*key).is_some_and(|mode| mode == "isolated"))
 }
 
-fn unsupported(key: &str, value: &str) -> Error {
-    Error::Unsupported(format!("option {key}={value} is not supported by the ovs backend yet"))
+fn needs_route(routes: bool, key: &str, value: &str) -> Result<()> {
+    let refused = || format!("option {key}={value} is not supported here: this host has no route to the network");
+    if routes { Ok(()) } else { Err(Error::Unsupported(refused())) }
 }
 
 fn negative(value: &str) -> Error {
@@ -129,7 +177,7 @@ mod tests {
     use super::*;
 
     fn one(key: &str, value: &str) -> Result<Options, String> {
-        check(&BTreeMap::from([(key.to_owned(), value.to_owned())]), false).map_err(|e| e.to_string())
+        check(&BTreeMap::from([(key.to_owned(), value.to_owned())]), false, true).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -170,22 +218,32 @@ mod tests {
         assert!(!one("com.docker.network.bridge.enable_ip_masquerade", "false").unwrap().masquerade);
         assert!(one("whatever", "zz").is_ok());
         let internal = BTreeMap::from([(GATEWAY_MODES[0].to_owned(), "isolated".to_owned())]);
-        assert!(check(&internal, true).is_ok() && is_isolated(&internal) && !is_isolated(&BTreeMap::new()));
+        assert!(check(&internal, true, false).is_ok() && is_isolated(&internal) && !is_isolated(&BTreeMap::new()));
         assert!(one("com.docker.network.bridge.trusted_host_interfaces", "").is_ok());
     }
 
     #[test]
     fn what_cannot_be_honoured_is_refused_by_name() {
-        for (key, value) in [
+        let routed = [
             (GATEWAY_MODES[0], "routed"),
             (GATEWAY_MODES[1], "nat-unprotected"),
             (HOST_IPV4, "192.0.2.1"),
-            ("com.docker.network.bridge.inhibit_ipv4", "true"),
-            ("com.docker.network.bridge.trusted_host_interfaces", "eth1:eth2"),
-        ] {
-            let text = format!("option {key}={value} is not supported by the ovs backend yet");
-            assert_eq!(one(key, value), Err(text));
+            (TRUSTED, "eth1:eth2"),
+        ];
+        for (key, value) in routed {
+            assert!(one(key, value).is_ok(), "{key}");
+            let without = check(&BTreeMap::from([(key.to_owned(), value.to_owned())]), false, false);
+            let text = format!("option {key}={value} is not supported here: this host has no route to the network");
+            assert_eq!(without.unwrap_err().to_string(), text);
         }
+        assert!(
+            one("com.docker.network.bridge.inhibit_ipv4", "true").unwrap_err().contains("inhibit_ipv4=true is not")
+        );
+        let options = BTreeMap::from(routed.map(|(key, value)| (key.to_owned(), value.to_owned())));
+        assert_eq!((mode(&options, true), mode(&options, false)), (Mode::Routed, Mode::Unprotected));
+        assert_eq!((source(&options, true), source(&options, false)), ("192.0.2.1".parse().ok(), None));
+        assert_eq!(trusted(&options), ["eth1", "eth2"]);
+        assert!(trusted(&BTreeMap::from([(TRUSTED.to_owned(), ":a\"b:".to_owned())])).is_empty());
         assert!(one(MTU, "99999").is_err());
     }
 }

@@ -12,6 +12,7 @@ pub(crate) fn context() -> Context {
         host_v6: Vec::new(),
         uplink: "192.168.127.0/29".parse().unwrap(),
         uplink_v6: Some("fd00:77::/64".parse().unwrap()),
+        routes: true,
         default_kind: DefaultKind::Ovs,
     }
 }
