@@ -278,6 +278,7 @@ fn the_helper_is_process_one_of_its_own_small_world() {
         prepare(&folder);
         script(&folder.join("guest/arca-helper-agent"), FAKE_AGENT);
         let spec = HelperSpec {
+            card: arca_machine::Card::None,
             id: "helper".into(),
             // This machine's own root: the interpreter needs its libraries.
             root: "/".into(),

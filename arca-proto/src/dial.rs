@@ -229,6 +229,19 @@ pub fn channel(address: &Address, port: u32) -> Channel {
     endpoint().connect_with_connector_lazy(connector)
 }
 
+/// As [`channel`]; a peer that does not answer a ping, sent each `interval`, within the same time is taken for gone, so that
+/// calls on a machine that hangs fail.
+#[must_use]
+pub fn watched_channel(address: &Address, port: u32, interval: Duration) -> Channel {
+    let address = address.clone();
+    let connector = tower::service_fn(move |_: http::Uri| {
+        let address = address.clone();
+        async move { dial(&address, port).await.map(hyper_util::rt::TokioIo::new) }
+    });
+    let endpoint = endpoint().http2_keep_alive_interval(interval).keep_alive_timeout(interval);
+    endpoint.keep_alive_while_idle(true).connect_with_connector_lazy(connector)
+}
+
 /// A gRPC channel to the unix socket of a host daemon. Connects when first used and again after each loss.
 #[must_use]
 pub fn unix_channel(path: &Path) -> Channel {

@@ -57,13 +57,12 @@ impl Ovn {
 
     /// Carriers to try for a link, in this order.
     fn carriers(&self, place: &Place) -> Vec<Carrier> {
+        // Descriptors and veth pairs stay within one kernel.
+        let is_one = matches!(place.address, MachineAddress::Sockets(_)) && self.relay.is_on_this_kernel();
         match Carrier::try_from(i32::from(self.carrier)) {
+            _ if !is_one => vec![Carrier::Stream],
             Ok(carrier) if self.carrier != relay::Carrier::Unspecified => vec![carrier],
-            // Descriptors and veth pairs stay within one kernel.
-            _ if matches!(place.address, MachineAddress::Sockets(_)) && self.relay.is_on_this_kernel() => {
-                vec![Carrier::Cable, Carrier::TapFd, Carrier::Stream]
-            }
-            _ => vec![Carrier::Stream],
+            _ => vec![Carrier::Cable, Carrier::TapFd, Carrier::Stream],
         }
     }
 

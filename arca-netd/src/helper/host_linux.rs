@@ -209,7 +209,8 @@ impl<'a> Host<'a> {
             let net = uplink.net();
             let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(net.network(), net.prefix_len());
             let _ = self.handle.route().del(route.output_interface(index).build()).execute().await;
-            let address = self.handle.address().add(index, IpAddr::V4(uplink.host()), net.prefix_len()).message_mut().clone();
+            let address =
+                self.handle.address().add(index, IpAddr::V4(uplink.host()), net.prefix_len()).message_mut().clone();
             let _ = self.handle.address().del(address).execute().await;
         }
         claimed

@@ -159,9 +159,7 @@ impl HelperMachine {
                 host::clear(&self.names).await?;
                 Card::Tap { interface: self.names.interface.clone() }
             }
-            Wire::User => {
-                Card::User { network: uplink.net().to_string(), host: uplink.host(), spare: uplink.spare() }
-            }
+            Wire::User => Card::User { network: uplink.net().to_string(), host: uplink.host(), spare: uplink.spare() },
         };
         let spec = HelperSpec { card, ..self.spec.clone() };
         Ok((self.machines.launch_helper(&spec).await.map_err(failed)?, false))
@@ -177,9 +175,7 @@ impl HelperMachine {
         for _ in 0..CHOICES {
             let plan = Plan::of(&self.store.state());
             let connected = match self.wire {
-                Wire::Veth => {
-                    host::connect(&self.names, self.uplink(), &Self::netns(machine)?, adopted, &plan).await?
-                }
+                Wire::Veth => host::connect(&self.names, self.uplink(), &Self::netns(machine)?, adopted, &plan).await?,
                 _ => host::connect_tap(&self.names, self.uplink(), &plan).await?,
             };
             if connected {
@@ -216,7 +212,11 @@ fn kind(config: &Config) -> Kind {
         MachineKind::Auto if !cfg!(target_os = "linux") => Kind::Vm,
         // One that cannot be made is no default: everything of it must be there.
         MachineKind::Auto if config.kernel_path.is_file() && config.helper_image.is_file() => {
-            if arca_machine::virtual_machines_are_fast() { Kind::Vm } else { Kind::Namespace }
+            if arca_machine::virtual_machines_are_fast() {
+                Kind::Vm
+            } else {
+                Kind::Namespace
+            }
         }
         MachineKind::Auto => Kind::Namespace,
     }

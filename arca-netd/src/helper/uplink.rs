@@ -127,6 +127,12 @@ impl Uplink {
         Ok(uplink)
     }
 
+    /// The same without an IPv6 side.
+    #[must_use]
+    pub fn v4_only(self) -> Self {
+        Self { v6: None, ..self }
+    }
+
     /// The network.
     #[must_use]
     pub fn net(self) -> Ipv4Net {
@@ -159,6 +165,12 @@ impl Uplink {
     #[must_use]
     pub fn resolver(self) -> Ipv4Addr {
         self.nth(3)
+    }
+
+    /// Two addresses that nobody has, for a user-mode network that wants to give some.
+    #[must_use]
+    pub fn spare(self) -> [Ipv4Addr; 2] {
+        [self.nth(4), self.nth(5)]
     }
 
     /// `address` with the network's prefix length.

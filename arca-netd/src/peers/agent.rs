@@ -34,7 +34,9 @@ const FULL_SYNC: Duration = Duration::from_secs(60);
 /// How long a request waits for a helper that is starting.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long the agent may be away before the helper machine is started anew.
-const LOST: Duration = Duration::from_secs(30);
+const LOST: Duration = Duration::from_secs(15);
+/// A machine that hangs is noticed within twice this.
+const PULSE: Duration = Duration::from_secs(5);
 /// How long after an observation addresses are compared.
 const SETTLE: Duration = Duration::from_millis(200);
 /// How long a full sync may take; a thousand ports take about six seconds.
@@ -95,8 +97,18 @@ impl Agent {
     pub async fn run(&self) {
         let mut backoff = Backoff::default();
         let mut lost_since: Option<Instant> = None;
+        let mut life = None;
         loop {
             let up = self.helper.wait_up().await;
+            if life.replace(up.since()) != Some(up.since()) {
+                // What was away was another machine.
+                lost_since = None;
+                if up.is_forgetful()
+                    && let Err(error) = self.pin_all().await
+                {
+                    tracing::warn!(%error, "addresses in use are not stored as fixed ones");
+                }
+            }
             let ended = self.session(&up, &mut backoff, &mut lost_since).await;
             self.client.send_replace(None);
             let since = *lost_since.get_or_insert_with(Instant::now);
@@ -112,7 +124,7 @@ impl Agent {
     }
 
     async fn session(&self, up: &HelperUp, backoff: &mut Backoff, lost: &mut Option<Instant>) -> Result<()> {
-        let mut client = HelperClient::new(dial::channel(&up.address, ports::HELPER));
+        let mut client = HelperClient::new(dial::watched_channel(&up.address, ports::HELPER, PULSE));
         // Watch first, then compare: what changes in between is seen.
         client.configure(up.configure.clone()).await.map_err(Error::peer(WHO, "be configured"))?;
         self.helper.configured(up);
@@ -178,6 +190,30 @@ impl Agent {
         // or this one and is applied singly.
         self.client.send_replace(Some(client.clone()));
         Ok(())
+    }
+
+    /// The machine's database is empty: every address in use is declared as a fixed one from now on, so that OVN gives it to
+    /// nobody else, not even for a moment.
+    async fn pin_all(&self) -> Result<()> {
+        let addressed = |endpoint: &Endpoint| endpoint.address_v4.is_some() || endpoint.address_v6.is_some();
+        let loose =
+            move |endpoint: &Endpoint| endpoint.phase == Phase::Active && !endpoint.pinned && addressed(endpoint);
+        if !self.store.state().endpoints.values().any(|endpoint| loose(endpoint)) {
+            return Ok(());
+        }
+        self.store
+            .update(move |draft| {
+                let ids: Vec<_> = draft.endpoints.values().filter(|e| loose(e)).map(|e| e.id.clone()).collect();
+                for id in ids {
+                    let generation = draft.next_generation();
+                    draft.edit_endpoint(&id, |endpoint| {
+                        endpoint.pinned = true;
+                        endpoint.generation = generation;
+                    });
+                }
+                Ok::<_, Error>(())
+            })
+            .await
     }
 
     /// OVN keeps allocated addresses in its database. If that was lost it has allocated anew, first come first served:
@@ -259,10 +295,14 @@ impl Agent {
     /// The connected client, waiting for a helper that is on its way.
     async fn client(&self) -> Result<Client> {
         let mut clients = self.client.subscribe();
-        let ready = timeout(PATIENCE, clients.wait_for(Option::is_some)).await;
-        match ready {
-            Ok(Ok(client)) => client.clone().ok_or_else(|| self.away()),
-            Ok(Err(_)) | Err(_) => Err(self.away()),
+        loop {
+            match timeout(PATIENCE, clients.wait_for(Option::is_some)).await {
+                Ok(Ok(client)) => return client.clone().ok_or_else(|| self.away()),
+                Ok(Err(_)) => return Err(self.away()),
+                // A virtual machine on an emulated processor takes long to boot, but not for ever.
+                Err(_) if self.helper.is_starting() => {}
+                Err(_) => return Err(self.away()),
+            }
         }
     }
 

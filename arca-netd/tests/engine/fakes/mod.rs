@@ -76,7 +76,7 @@ impl Boot for FakeBoot {
     async fn up(&self) -> arca_netd::error::Result<Booted> {
         let mut boots = self.boots.lock().unwrap();
         *boots += 1;
-        Ok(Booted { address: self.address.clone(), adopted: *boots > 1 })
+        Ok(Booted { address: self.address.clone(), adopted: *boots > 1, forgetful: false })
     }
     async fn ended(&self) {
         self.ended.notified().await;
