@@ -5,7 +5,9 @@
 pub mod config;
 pub mod daemon;
 mod docker;
+pub mod helper;
 pub mod service;
+mod tail;
 
 #[cfg(target_os = "linux")]
 #[path = "platform_linux.rs"]
@@ -44,6 +46,9 @@ enum Command {
     /// The effective configuration
     #[command(subcommand)]
     Config(config::Command),
+    /// Look into the helper machine: console, logs, tools
+    #[command(subcommand)]
+    Helper(helper::Command),
 }
 
 /// Runs one command.
@@ -55,6 +60,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Daemon(command) => daemon::run(command, &cli.common),
         Command::Service(command) => service::run(command, &cli.common),
         Command::Config(command) => config::run(&command, &cli.common),
+        Command::Helper(command) => helper::run(command, &cli.common),
     }
 }
 

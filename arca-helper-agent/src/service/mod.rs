@@ -13,6 +13,7 @@ mod ports;
 mod state;
 #[cfg(test)]
 mod tests;
+mod tools;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -205,6 +206,21 @@ impl<M: Machine> Helper for Service<M> {
         report.endpoints = count(Kind::Endpoint);
         report.published_ports = count(Kind::PublishedPort);
         Ok(Response::new(report))
+    }
+
+    type ExecStream = Pin<Box<dyn Stream<Item = Result<proto::ExecOutput, Status>> + Send>>;
+
+    async fn exec(&self, request: Request<proto::ExecRequest>) -> Result<Response<Self::ExecStream>, Status> {
+        let proto::ExecRequest { words, stdin } = request.into_inner();
+        let (output, stream) = mpsc::channel(16);
+        tools::run(&words, stdin, output).map_err(|error| {
+            let text = ports::chain(&error);
+            match error {
+                tools::ToolError::Unknown(..) => Status::invalid_argument(text),
+                tools::ToolError::Start(..) => Status::internal(text),
+            }
+        })?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream).map(Ok))))
     }
 
     async fn list_ports(

@@ -36,10 +36,14 @@ async fn show(path: &Path, follow: bool, tail: usize, pick: impl Fn(&str) -> Opt
 
 /// What a program said, if this line of the supervisor's log tells of one.
 fn said(line: &str, only: Option<&str>) -> Option<String> {
-    // The kernel may have left something on the line before.
-    let entry: Value = serde_json::from_str(line.get(line.find('{')?..)?.trim_end()).ok()?;
+    let is_wanted = |program: &str| only.is_none_or(|only| only == program);
+    // A virtual machine's console is a terminal, and the log on it is for people already.
+    if let Some((_, program)) = line.split_once(" program=\"") {
+        return is_wanted(program.split_once('"')?.0).then(|| line.trim_end().to_owned());
+    }
+    let entry: Value = serde_json::from_str(line).ok()?;
     let (program, message) = (entry["program"].as_str()?, entry["message"].as_str()?);
-    if only.is_some_and(|only| only != program) {
+    if !is_wanted(program) {
         return None;
     }
     let when = entry["timestamp"].as_str().unwrap_or("-");
@@ -54,9 +58,12 @@ mod tests {
 
     #[test]
     fn lines_of_programs_are_told_from_others() {
-        let line = r#"[    1.5] x{"timestamp":"T","level":"INFO","message":"00012|WARN|slow","program":"ovn-northd"}"#;
+        let line = r#"{"timestamp":"T","level":"INFO","message":"00012|WARN|slow","program":"ovn-northd"}"#;
         assert_eq!(said(line, None).as_deref(), Some("T ovn-northd           00012|WARN|slow"));
         assert!(said(line, Some("ovn-northd")).is_some() && said(line, Some("ovs-vswitchd")).is_none());
+        let line = "T  INFO 00012|WARN|slow program=\"ovn-northd\" pid=7\r";
+        assert_eq!(said(line, Some("ovn-northd")).as_deref(), Some(line.trim_end()));
+        assert_eq!(said(line, Some("ovs-vswitchd")), None);
         for other in ["", "[ 0.0] Linux", r#"{"message":"boot"}"#, "{", "ä{\"program\":1}"] {
             assert_eq!(said(other, None), None, "{other}");
         }
