@@ -126,9 +126,11 @@ impl Served {
                 *shares = wanted;
                 Ok(Answer::Path(seen))
             }
-            Request::Root { .. } | Request::Unroot { .. } => Err("macOS has no overlay file system to mount a container's \
+            Request::Root { .. } | Request::Unroot { .. } => {
+                Err("macOS has no overlay file system to mount a container's \
                  layers with: give the guest the layers, or a disk"
-                .into()),
+                    .into())
+            }
             Request::State => Ok(Answer::State(State {
                 status: self.framework.state().await,
                 accelerator: "vz".into(),

@@ -17,7 +17,7 @@ use arca_proto::{
     ports,
 };
 use tokio::{
-    sync::{Mutex, mpsc},
+    sync::{Mutex, mpsc, watch},
     time::Instant,
 };
 
@@ -25,7 +25,7 @@ use crate::{
     control::{self, Served},
     end::End,
     face,
-    framework::Framework,
+    framework::{Ended, Framework},
     lease::Lease,
     shares::Shares,
     spec::{Role, Spec},
@@ -87,20 +87,18 @@ async fn run(
             tracing::info!(machine_id = spec.id, "started");
             let (mut lost, mut terminated) = (pin!(lease.lost()), pin!(terminated));
             let mut last_call = pin!(tokio::time::sleep(Duration::ZERO));
-            let (mut asked, mut stopped) = (None::<&str>, false);
+            let (mut asked, mut stopped, mut deadline) = (None::<&str>, false, None::<Instant>);
             loop {
                 let grace = tokio::select! {
                     // All arms are cancel-safe: ends stay ends, questions stay in the channel, times stay set.
-                    how = ended.wait_for(Option::is_some) => {
-                        break end_of(how.ok().and_then(|how| how.clone()), asked);
-                    }
+                    how = end(&mut ended) => break end_of(how, asked),
                     Some(grace) = stops.recv() => { asked.get_or_insert("it was asked to end"); grace }
                     () = &mut terminated, if asked.is_none() => { asked = Some("a signal ended it"); GRACE }
                     () = &mut lost, if asked.is_none() => {
                         asked = Some("its launcher died before it was on record");
                         Duration::ZERO
                     }
-                    () = &mut last_call, if asked.is_some() => {
+                    () = &mut last_call, if deadline.is_some() => {
                         if stopped {
                             break End::now("the framework does not stop it; its process ends instead", true);
                         }
@@ -113,14 +111,14 @@ async fn run(
                     }
                 };
                 // Asked again it may only become more urgent.
+                let grace = if spec.role == Role::Container { grace } else { Duration::ZERO };
                 let at = Instant::now() + grace;
-                if !stopped && (last_call.is_elapsed() || at < last_call.deadline()) {
+                if !stopped && deadline.is_none_or(|deadline| at < deadline) {
+                    deadline = Some(at);
                     last_call.as_mut().reset(at);
                 }
-                if !grace.is_zero() && spec.role == Role::Container {
+                if !grace.is_zero() {
                     tokio::spawn(ask_to_end(Address::Hybrid(spec.face()), grace));
-                } else if spec.role == Role::Helper {
-                    last_call.as_mut().reset(Instant::now());
                 }
             }
         }
@@ -132,6 +130,11 @@ async fn run(
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
     tracing::info!(machine_id = spec.id, reason = end.reason, "ended");
     Ok(end)
+}
+
+/// How the machine ended, once it has.
+async fn end(ended: &mut watch::Receiver<Ended>) -> Option<Result<(), String>> {
+    ended.wait_for(Option::is_some).await.ok().and_then(|how| how.clone())
 }
 
 fn end_of(how: Option<Result<(), String>>, asked: Option<&str>) -> End {

@@ -10,6 +10,7 @@ use crate::{framework::Framework, spec::Spec};
 /// # Errors
 /// Always: the framework is macOS's.
 pub(crate) fn machine(_spec: &Spec) -> anyhow::Result<Arc<dyn Framework>> {
-    let text = "Virtualization.framework is a part of macOS: this program keeps machines there only (on Linux arca-vmm does)";
+    let text =
+        "Virtualization.framework is a part of macOS: this program keeps machines there only (on Linux arca-vmm does)";
     Err(Fatal::new(Failure::Missing, text).into())
 }

@@ -110,7 +110,8 @@ mod tests {
         assert_eq!(file, Path::new("/arca/4/file"));
         assert_eq!(shares.expose(&a.join("file"), false).expect("again"), file);
         let (_, folder) = shares.folders().find(|(name, _)| name == "4").expect("its folder");
-        let names: Vec<_> = fs::read_dir(&folder.path).expect("read").flatten().map(|entry| entry.file_name()).collect();
+        let names: Vec<_> =
+            fs::read_dir(&folder.path).expect("read").flatten().map(|entry| entry.file_name()).collect();
         assert_eq!(names, ["file"]);
         // The file itself, not a copy.
         fs::write(folder.path.join("file"), "changed").expect("write");

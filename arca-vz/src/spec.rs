@@ -115,7 +115,8 @@ impl Spec {
     /// # Errors
     /// See [`SpecError`].
     pub fn load(path: &Path) -> Result<Self, anyhow::Error> {
-        let spec: Self = serde_json::from_slice(&std::fs::read(path).map_err(SpecError::Read)?).map_err(SpecError::Json)?;
+        let spec: Self =
+            serde_json::from_slice(&std::fs::read(path).map_err(SpecError::Read)?).map_err(SpecError::Json)?;
         spec.check()?;
         Ok(spec)
     }
@@ -137,7 +138,8 @@ impl Spec {
     /// # Errors
     /// The first fault.
     pub fn check(&self) -> Result<(), SpecError> {
-        let paths = [("kernel", &self.kernel), ("image", &self.image), ("sockets", &self.sockets), ("state", &self.state)];
+        let paths =
+            [("kernel", &self.kernel), ("image", &self.image), ("sockets", &self.sockets), ("state", &self.state)];
         let disks = self.disks.iter().map(|disk| ("disk", &disk.path));
         let wires = self.nic.iter().map(|nic| ("wire", &nic.wire));
         for (what, path) in paths.into_iter().chain(disks).chain(wires) {

@@ -112,7 +112,9 @@ mod tests {
         let service = answered("service dev.arca.vmnet.b1\n", None).expect("a service");
         assert!(matches!(service.way, Way::Service(name) if name == "dev.arca.vmnet.b1"));
         let (ours, theirs) = UnixDatagram::pair().expect("pair");
-        let Way::Frames(socket) = answered("frames\n", Some(theirs)).expect("a socket").way else { panic!("a service") };
+        let Way::Frames(socket) = answered("frames\n", Some(theirs)).expect("a socket").way else {
+            panic!("a service")
+        };
         UnixDatagram::from(socket).send(b"frame").expect("send");
         let mut buffer = [0; 16];
         assert_eq!(ours.recv(&mut buffer).expect("receive"), 5);

@@ -40,9 +40,16 @@ pub(super) fn build(spec: &Spec, card: Option<&Card>) -> anyhow::Result<Retained
     let configuration = unsafe { VZVirtualMachineConfiguration::new() };
     // SAFETY: as above.
     let (least, most) = unsafe {
-        (VZVirtualMachineConfiguration::minimumAllowedMemorySize(), VZVirtualMachineConfiguration::maximumAllowedMemorySize())
+        (
+            VZVirtualMachineConfiguration::minimumAllowedMemorySize(),
+            VZVirtualMachineConfiguration::maximumAllowedMemorySize(),
+        )
     };
-    ensure!((least..=most).contains(&spec.memory), "memory of {} bytes: this Mac allows {least} to {most}", spec.memory);
+    ensure!(
+        (least..=most).contains(&spec.memory),
+        "memory of {} bytes: this Mac allows {least} to {most}",
+        spec.memory
+    );
     let boot = boot_loader(spec)?;
     let disks = spec.disks.iter().map(disk).collect::<anyhow::Result<Vec<Storage>>>()?;
     let console = console(&spec.state.join("console.log"))?;
@@ -53,9 +60,11 @@ pub(super) fn build(spec: &Spec, card: Option<&Card>) -> anyhow::Result<Retained
         configuration.setMemorySize(spec.memory);
         configuration.setStorageDevices(&NSArray::from_retained_slice(&disks));
         configuration.setSerialPorts(&NSArray::from_retained_slice(&[console]));
-        let sockets: Retained<VZSocketDeviceConfiguration> = Retained::into_super(VZVirtioSocketDeviceConfiguration::new());
+        let sockets: Retained<VZSocketDeviceConfiguration> =
+            Retained::into_super(VZVirtioSocketDeviceConfiguration::new());
         configuration.setSocketDevices(&NSArray::from_retained_slice(&[sockets]));
-        let entropy: Retained<VZEntropyDeviceConfiguration> = Retained::into_super(VZVirtioEntropyDeviceConfiguration::new());
+        let entropy: Retained<VZEntropyDeviceConfiguration> =
+            Retained::into_super(VZVirtioEntropyDeviceConfiguration::new());
         configuration.setEntropyDevices(&NSArray::from_retained_slice(&[entropy]));
         let balloon: Retained<VZMemoryBalloonDeviceConfiguration> =
             Retained::into_super(VZVirtioTraditionalMemoryBalloonDeviceConfiguration::new());
@@ -113,8 +122,10 @@ fn disk(disk: &Disk) -> anyhow::Result<Storage> {
         );
         let attachment = attachment.map_err(|error| refused("open the disk image", &error));
         let attachment = attachment.with_context(|| disk.path.display().to_string())?;
-        let device =
-            VZVirtioBlockDeviceConfiguration::initWithAttachment(VZVirtioBlockDeviceConfiguration::alloc(), &attachment);
+        let device = VZVirtioBlockDeviceConfiguration::initWithAttachment(
+            VZVirtioBlockDeviceConfiguration::alloc(),
+            &attachment,
+        );
         Ok(Retained::into_super(device))
     }
 }
@@ -147,7 +158,10 @@ fn kernel(path: &Path) -> anyhow::Result<()> {
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut head));
     read.with_context(|| format!("read the kernel {}", path.display()))?;
     if cfg!(target_arch = "aarch64") && !head.ends_with(&IMAGE_MAGIC) {
-        bail!("{} is no uncompressed arm64 Image (a compressed one must be unpacked, one for x86-64 does not run)", path.display());
+        bail!(
+            "{} is no uncompressed arm64 Image (a compressed one must be unpacked, one for x86-64 does not run)",
+            path.display()
+        );
     }
     Ok(())
 }

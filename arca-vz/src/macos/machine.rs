@@ -22,8 +22,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{
     configuration,
     delegates::{ListenerDelegate, MachineDelegate},
-    nic, refused,
+    nic,
     queue::{HeldOnQueue, OnQueue},
+    refused,
 };
 use crate::{
     framework::{Connection, Ended, Framework, FrameworkError},

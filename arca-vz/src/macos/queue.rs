@@ -52,9 +52,8 @@ impl OnQueue {
         // No attributes: a serial queue.
         let queue = DispatchQueue::new(label, None);
         // SAFETY: the configuration has been validated; making the machine touches nothing that belongs to the queue.
-        let machine = unsafe {
-            VZVirtualMachine::initWithConfiguration_queue(VZVirtualMachine::alloc(), configuration, &queue)
-        };
+        let machine =
+            unsafe { VZVirtualMachine::initWithConfiguration_queue(VZVirtualMachine::alloc(), configuration, &queue) };
         let held = Held { queue: queue.clone(), machine: Some(Bound(machine)) };
         Self { queue, machine: Arc::new(held) }
     }
