@@ -5,7 +5,6 @@ use std::io::{IsTerminal as _, Write as _};
 
 use anyhow::Context as _;
 use arca_proto::helper::v1::{ExecRequest, exec_output::Kind, helper_client::HelperClient};
-use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tonic::{Code, transport::Channel};
 
 /// Runs one tool; gives its exit code.
@@ -38,14 +37,15 @@ fn write(out: &mut impl std::io::Write, bytes: &[u8]) -> std::io::Result<()> {
 
 /// Runs what is typed, line by line, until the input ends.
 pub(super) async fn shell(client: &mut HelperClient<Channel>) -> anyhow::Result<()> {
-    let mut lines = BufReader::new(tokio::io::stdin()).lines();
+    // Nothing else happens while a line is waited for.
+    let mut lines = std::io::stdin().lines();
     let terminal = std::io::stdin().is_terminal();
     loop {
         if terminal {
             let mut out = std::io::stdout();
             out.write_all(b"helper> ").and_then(|()| out.flush())?;
         }
-        let Some(line) = lines.next_line().await? else { return Ok(()) };
+        let Some(line) = lines.next().transpose()? else { return Ok(()) };
         let words = match split(&line) {
             Ok(words) if words.is_empty() => continue,
             Ok(words) if words == ["exit"] => return Ok(()),
