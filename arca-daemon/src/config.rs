@@ -22,7 +22,9 @@ mod values;
 pub use args::CommonArgs;
 pub use keys::{KEYS, Key};
 pub use reference::reference;
-pub use values::{AddressPool, BackendKind, LinkKind, MachineKind, Prefix, Prefix6, PublishKind, UplinkKind};
+pub use values::{
+    AddressPool, BackendKind, LinkKind, MachineKind, MetricsPlace, Prefix, Prefix6, PublishKind, UplinkKind,
+};
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +78,8 @@ pub struct Config {
     pub vm_tools: PathBuf,
     /// Log filter.
     pub log_level: String,
+    /// Where figures for Prometheus are served.
+    pub metrics: MetricsPlace,
     /// Where the uplink /29 is taken from.
     pub uplink_range: Prefix,
     /// Range of its IPv6 side, a /64.
@@ -162,6 +166,7 @@ pub fn load(input: &Input) -> Result<Config, Fatal> {
         helper_image: path("helperImage"),
         vm_tools: path("vmTools"),
         log_level: parsed::<values::LogLevel>(&raw, "logLevel")?.0,
+        metrics: parsed(&raw, "metrics")?,
         uplink_range: parsed(&raw, "uplinkRange")?,
         address_pools: parsed::<values::AddressPools>(&raw, "addressPools")?.0,
         uplink_range6: parsed(&raw, "uplinkRange6")?,
@@ -189,6 +194,7 @@ fn defaults(paths: &Paths, input: &Input) -> BTreeMap<&'static str, String> {
         ("vmTools", input.user_home.join(".arca/vm-tools").to_string_lossy().into_owned()),
         ("socketPath", paths.docker_socket.to_string_lossy().into_owned()),
         ("logLevel", "info".to_owned()),
+        ("metrics", "off".to_owned()),
         ("uplinkRange", "192.168.127.0/24".to_owned()),
         ("uplinkRange6", "fd9e:4c41:a27b::/48".to_owned()),
         ("guestDirectory", guest.to_string_lossy().into_owned()),

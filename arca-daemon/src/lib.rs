@@ -13,6 +13,8 @@ pub mod early_boot;
 pub mod exit;
 pub mod listeners;
 pub mod logging;
+#[cfg(feature = "metrics")]
+pub mod metrics;
 pub mod notify;
 pub mod paths;
 pub mod serve;

@@ -57,6 +57,12 @@ impl Paths {
         self.run.join("relayd.sock")
     }
 
+    /// Figures of a host daemon for Prometheus, by its program's name.
+    #[must_use]
+    pub fn metrics_socket(&self, daemon: &str) -> PathBuf {
+        self.run.join(format!("{}.metrics", daemon.trim_start_matches("arca-")))
+    }
+
     /// Socket directory of a namespace container machine: named by the first 12 digits, for `sun_path`'s sake.
     #[must_use]
     pub fn machine_sockets(&self, machine_id: &str) -> PathBuf {

@@ -12,6 +12,7 @@
 
 pub mod app;
 pub mod cli;
+mod figures;
 mod hops;
 pub mod links;
 pub mod publish;

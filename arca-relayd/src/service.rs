@@ -3,7 +3,7 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use arca_daemon::shutdown::Shutdown;
+use arca_daemon::{metrics::Figures, shutdown::Shutdown};
 use arca_proto::{
     dial::Address,
     hello::{Carrier, UnknownCarrier},
@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    hops,
+    figures, hops,
     links::{Ends, Links, NotUp, Phase, Snapshot},
     publish::Publisher,
 };
@@ -38,6 +38,13 @@ impl Service {
     /// See [`Publisher::follow_neighbours`].
     pub(crate) async fn follow_neighbours(&self) {
         self.publisher.follow_neighbours().await;
+    }
+
+    /// Everything this daemon shows to Prometheus, the ends of links included.
+    pub(crate) async fn figures(&self) -> Figures {
+        let mut links: Vec<proto::Link> = self.links.list().await.into_iter().map(message).collect();
+        hops::fill(&mut links).await;
+        figures::of(&links, &self.publisher.list().await)
     }
 
     /// The end of the daemon.

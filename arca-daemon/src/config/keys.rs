@@ -106,6 +106,16 @@ pub const KEYS: &[Key] = &[
         live: true,
     },
     Key {
+        name: "metrics",
+        variable: "ARCA_METRICS",
+        meaning: "where figures for Prometheus are served: off, sockets or a loopback address",
+        allowed: "`off`, `sockets`, a loopback address with a port such as `127.0.0.1:9480`",
+        default: "`off`",
+        more: "`sockets`: each daemon on a unix socket of its own in the folder of the engine's sockets. An address: arca-api \
+               at that port, arca-netd at the next, arca-relayd at the one after that. See metrics.md.",
+        live: false,
+    },
+    Key {
         name: "uplinkRange",
         variable: "ARCA_UPLINK_RANGE",
         meaning: "range the helper's uplink network (a /29) is taken from",

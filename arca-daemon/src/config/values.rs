@@ -3,7 +3,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     str::FromStr,
 };
 
@@ -83,6 +83,33 @@ choice! {
         TapFd = "tap-fd",
         /// A veth pair straight into the helper.
         Cable = "cable",
+    }
+}
+
+/// Where host daemons show their figures for Prometheus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricsPlace {
+    /// Nowhere.
+    Off,
+    /// Each on a unix socket of its own beside its gRPC socket.
+    Sockets,
+    /// On a loopback address: arca-api at this port, arca-netd at the next, arca-relayd at the one after that.
+    Address(SocketAddr),
+}
+
+impl FromStr for MetricsPlace {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self::Off),
+            "sockets" => Ok(Self::Sockets),
+            address => match address.parse::<SocketAddr>() {
+                // Three ports from this one on.
+                Ok(a) if a.ip().is_loopback() && (1..=u16::MAX - 2).contains(&a.port()) => Ok(Self::Address(a)),
+                _ => Err("must be off, sockets, or a loopback address with a port such as 127.0.0.1:9480".to_owned()),
+            },
+        }
     }
 }
 
