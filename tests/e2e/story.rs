@@ -12,5 +12,6 @@ fn story_holds() -> anyhow::Result<()> {
     let engine = Engine::start()?;
     engine.load_image()?;
     story::play(&engine, &mut |step| eprintln!("{} -> {} ({:?})", step.title, step.result, step.time))?;
-    engine.stop()
+    // As a user would, with containers still running.
+    engine.stop_with_containers()
 }

@@ -311,11 +311,27 @@ impl Engine {
         self.arca(&["daemon", "logs", "-n", "25"]).stdout
     }
 
+    /// Ends every container by force, then the engine. Most containers of tests would take their ten seconds of grace: a
+    /// shell or `sleep` as process 1 ignores SIGTERM.
+    ///
+    /// # Errors
+    /// With what `arca daemon stop --all` said.
+    pub fn stop(&self) -> anyhow::Result<()> {
+        let running = self.docker(&["ps", "--quiet"]).stdout;
+        let mut remove = vec!["rm", "--force"];
+        remove.extend(running.split_whitespace());
+        if remove.len() > 2 {
+            // An engine that no longer answers is stopped below, and says why it cannot be.
+            self.docker(&remove);
+        }
+        self.stop_with_containers()
+    }
+
     /// `arca daemon stop --all`.
     ///
     /// # Errors
     /// With what it said.
-    pub fn stop(&self) -> anyhow::Result<()> {
+    pub fn stop_with_containers(&self) -> anyhow::Result<()> {
         self.arca(&["daemon", "stop", "--all"]).ok().map(drop).context("arca daemon stop --all")
     }
 }
@@ -324,14 +340,6 @@ impl Drop for Engine {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("{}", self.logs());
-        }
-        // Most of them ignore SIGTERM, as a shell's or sleep's process 1 does: each would take its ten seconds of grace.
-        let running = self.docker(&["ps", "--quiet"]).stdout;
-        let mut remove = vec!["rm", "--force"];
-        remove.extend(running.split_whitespace());
-        if remove.len() > 2 {
-            // An engine that no longer answers is stopped below, and says why it cannot be.
-            self.docker(&remove);
         }
         if let Err(error) = self.stop() {
             eprintln!("{error:#}\n{}", self.logs());
