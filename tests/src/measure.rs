@@ -139,15 +139,22 @@ impl Load {
 /// # Errors
 /// If a socket fails.
 pub fn udp_load(from: u32, to: u32, address: &str, rate: f64, time: Duration) -> anyhow::Result<Load> {
+    let server = in_network_of(to, || UdpSocket::bind((address, 0)))?;
+    let client = in_network_of(from, || UdpSocket::bind(("0.0.0.0", 0)))?;
+    client.connect(server.local_addr()?)?;
+    udp_load_over(&client, &server, rate, time)
+}
+
+/// The same with sockets of the caller's, of which the client is connected.
+///
+/// # Errors
+/// If a socket fails.
+pub fn udp_load_over(client: &UdpSocket, server: &UdpSocket, rate: f64, time: Duration) -> anyhow::Result<Load> {
     /// What is on the way when the sender ends arrives within this.
     const DRAIN: Duration = Duration::from_millis(200);
-    let server = in_network_of(to, || UdpSocket::bind((address, 0)))?;
     // The receiver is not what is measured: its queue takes what comes while its thread waits for a core.
-    nix::sys::socket::setsockopt(&server, nix::sys::socket::sockopt::RcvBufForce, &(16 << 20))?;
+    nix::sys::socket::setsockopt(server, nix::sys::socket::sockopt::RcvBufForce, &(16 << 20))?;
     server.set_read_timeout(Some(DRAIN))?;
-    let target = server.local_addr()?;
-    let client = in_network_of(from, || UdpSocket::bind(("0.0.0.0", 0)))?;
-    client.connect(target)?;
     let done = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         let receiver = scope.spawn(|| {
@@ -160,7 +167,7 @@ pub fn udp_load(from: u32, to: u32, address: &str, rate: f64, time: Duration) ->
                 }
             }
         });
-        let sent = send_paced(&client, rate, time);
+        let sent = send_paced(client, rate, time);
         done.store(true, std::sync::atomic::Ordering::Release);
         let received = receiver.join().map_err(|_| anyhow::anyhow!("the receiver panicked"))?;
         let (sent, taken) = sent?;
@@ -204,11 +211,19 @@ fn send_paced(client: &UdpSocket, rate: f64, time: Duration) -> anyhow::Result<(
 /// # Errors
 /// If a socket fails.
 pub fn udp_capacity(from: u32, to: u32, address: &str, time: Duration) -> anyhow::Result<Load> {
+    udp_capacity_of(|rate| udp_load(from, to, address, rate, time))
+}
+
+/// The same, of whatever `load` sends at a rate.
+///
+/// # Errors
+/// Those of `load`.
+pub fn udp_capacity_of(load: impl Fn(f64) -> anyhow::Result<Load>) -> anyhow::Result<Load> {
     const STEPS: usize = 5;
     // A trial is repeated once: another program's moment on the processor is not the path's limit.
     let trial = |rate: f64| -> anyhow::Result<Option<Load>> {
         for _ in 0..2 {
-            let load = udp_load(from, to, address, rate, time)?;
+            let load = load(rate)?;
             if load.loss() < 0.01 && load.offered > rate * 0.9 {
                 return Ok(Some(load));
             }

@@ -11,6 +11,8 @@ mod joiner;
 #[path = "../figures/kernel.rs"]
 mod kernel;
 mod paths;
+mod peers;
+mod plug;
 mod probes;
 #[path = "../figures/processes.rs"]
 #[allow(dead_code, reason = "the other bench takes the rest")]
@@ -38,9 +40,15 @@ fn main() -> ExitCode {
         let done = a.parse().context("pid").and_then(|a| Ok([a, b.parse().context("pid")?])).and_then(joiner::main);
         return told(done);
     }
+    if let [word, pid, socket, octet] = arguments.as_slice()
+        && word == "--plug"
+    {
+        let numbers = pid.parse().context("pid").and_then(|pid| Ok((pid, octet.parse().context("octet")?)));
+        return told(numbers.and_then(|(pid, octet)| plug::main(pid, File::new(socket), octet)));
+    }
     if isolation::errand().is_none() {
         // Inside there is no way out.
-        paths::fetch_peers();
+        peers::fetch();
         return match isolation::rerun("path", &arguments) {
             Ok(status) => ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1)),
             Err(error) => {
@@ -146,6 +154,7 @@ fn measure(wanted: &Wanted) -> anyhow::Result<()> {
             let probed = kind.start().and_then(|path| probe(&path, kind, &mut report, wanted.seconds));
             if let Err(error) = probed {
                 println!("         SKIP {}: {error:#}", kind.name);
+                report.skip(kind.name, format!("{error:#}"));
             }
         }
     }
@@ -208,20 +217,27 @@ fn probe(path: &Path, kind: &Kind, report: &mut Report, seconds: f64) -> anyhow:
             }
         }
     }
-    if path.symmetric {
-        let meter = Meter::start(&path.processes);
-        let (best, overload) = probes::small_packets(ends)?;
-        add("UDP 64 B without loss", "kpps", best / 1e3);
-        add("UDP 64 B when 4x is offered", "kpps", overload / 1e3);
-        drop(meter);
-        let meter = Meter::start(&path.processes);
-        let time = Duration::from_secs(1);
-        let steady =
-            arca_tests::measure::udp_load(ends.client, ends.server, &ends.bind.ip().to_string(), best * 0.8, time)?;
-        let frames = steady.received * time.as_secs_f64();
-        for (process, cost) in meter.stop() {
-            add(&format!("CPU per million frames: {process}"), "s", cost.seconds / frames * 1e6);
-            add(&format!("context switches per frame: {process}"), "", cost.switches / frames);
+    let (best, overload) = probes::small_packets(ends)?;
+    add("UDP 64 B without loss", "kpps", best / 1e3);
+    add("UDP 64 B when 4x is offered", "kpps", overload / 1e3);
+    let meter = Meter::start(&path.processes);
+    let frames = probes::steady(ends, best * 0.8, Duration::from_secs(1))?;
+    let costs = meter.stop();
+    if !costs.is_empty() {
+        let total = |part: fn(&cost::Cost) -> f64| costs.values().map(part).sum::<f64>() / frames;
+        add("CPU per million frames", "s", total(|cost| cost.seconds) * 1e6);
+        add("context switches per frame", "", total(|cost| cost.switches));
+    }
+    for (process, cost) in costs {
+        add(&format!("CPU per million frames: {process}"), "s", cost.seconds / frames * 1e6);
+        add(&format!("context switches per frame: {process}"), "", cost.switches / frames);
+    }
+    // Last: the processes are others afterwards.
+    if path.has_parties() {
+        for party in paths::PARTIES {
+            let gap = probes::longest_gap(ends, || path.strike(party))?;
+            path.recovered()?;
+            add(&format!("longest gap when {party} is killed"), "ms", gap);
         }
     }
     Ok(())

@@ -79,13 +79,22 @@ pub(crate) fn udp_round_trips(ends: &Ends, pause: Option<Duration>, count: usize
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut buffer = [0; 2048];
-            for _ in 0..count + WARM_UP {
-                let Ok((length, peer)) = server.recv_from(&mut buffer) else { return };
+            // An empty datagram, or silence, is the end.
+            while let Ok((length @ 1.., peer)) = server.recv_from(&mut buffer) {
                 let _ = server.send_to(&buffer[..length], peer);
             }
         });
         let mut times = Vec::with_capacity(count);
         let mut buffer = [0; 64];
+        // The first ones may be lost on a path that only finds out who is where.
+        client.set_read_timeout(Some(LOST / 10))?;
+        for _ in 0..5 {
+            client.send(&buffer)?;
+            if client.recv(&mut buffer).is_ok() {
+                break;
+            }
+        }
+        client.set_read_timeout(Some(LOST))?;
         for number in 0..count + WARM_UP {
             let began = Instant::now();
             client.send(&buffer)?;
@@ -95,6 +104,7 @@ pub(crate) fn udp_round_trips(ends: &Ends, pause: Option<Duration>, count: usize
             }
             pace(pause);
         }
+        client.send(&[])?;
         Ok(Latency::of(times))
     })
 }
@@ -162,11 +172,67 @@ pub(crate) fn streams(ends: &Ends, count: usize, back: bool, time: Duration) -> 
     })
 }
 
+/// Two sockets for datagrams from the client to the server.
+fn datagrams(ends: &Ends) -> anyhow::Result<(UdpSocket, UdpSocket)> {
+    let server = in_network_of(ends.server, || UdpSocket::bind(ends.bind))?;
+    let target = ends.target.unwrap_or(server.local_addr()?);
+    let client = in_network_of(ends.client, || UdpSocket::bind("0.0.0.0:0"))?;
+    client.connect(target)?;
+    Ok((client, server))
+}
+
 /// Greatest rate with less than 1 % loss, then goodput at four times that, both in packets per second.
 pub(crate) fn small_packets(ends: &Ends) -> anyhow::Result<(f64, f64)> {
-    let (from, to, address) = (ends.client, ends.server, ends.bind.ip().to_string());
     let time = Duration::from_millis(600);
-    let best = measure::udp_capacity(from, to, &address, time)?;
-    let overload = measure::udp_load(from, to, &address, best.received * 4.0, time)?;
+    let load = |rate| {
+        let (client, server) = datagrams(ends)?;
+        measure::udp_load_over(&client, &server, rate, time)
+    };
+    let best = measure::udp_capacity_of(load)?;
+    let overload = load(best.received * 4.0)?;
     Ok((best.received, overload.received))
+}
+
+/// Datagrams at a steady rate; how many arrived.
+pub(crate) fn steady(ends: &Ends, rate: f64, time: Duration) -> anyhow::Result<f64> {
+    let (client, server) = datagrams(ends)?;
+    Ok(measure::udp_load_over(&client, &server, rate, time)?.received * time.as_secs_f64())
+}
+
+/// Sends a datagram every millisecond, has `strike` called after some, and gives the longest time in which none arrived,
+/// in milliseconds. Those that are there in the end were back; none at the end is an error.
+pub(crate) fn longest_gap(ends: &Ends, strike: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<f64> {
+    const BEFORE: u32 = 300;
+    const ALL: u32 = 3000;
+    let (client, server) = datagrams(ends)?;
+    server.set_read_timeout(Some(LOST))?;
+    std::thread::scope(|scope| {
+        let receiver = scope.spawn(move || {
+            let (mut longest, mut last, mut buffer) = (Duration::ZERO, None::<Instant>, [0; 64]);
+            while server.recv(&mut buffer).is_ok() {
+                let now = Instant::now();
+                longest = longest.max(last.map_or(Duration::ZERO, |last| now - last));
+                last = Some(now);
+                if buffer[..4] == ALL.to_le_bytes() {
+                    return Some(longest);
+                }
+            }
+            None
+        });
+        let mut strike = Some(strike);
+        for number in 1..=ALL {
+            if number == BEFORE
+                && let Some(strike) = strike.take()
+            {
+                strike()?;
+            }
+            let mut datagram = [0; 64];
+            datagram[..4].copy_from_slice(&number.to_le_bytes());
+            // Between the death of an interface's other end and its return the kernel may refuse.
+            let _ = client.send(&datagram);
+            pace(Some(Duration::from_millis(1)));
+        }
+        let longest = receiver.join().map_err(|_| anyhow::anyhow!("the receiver panicked"))?;
+        Ok(longest.context("nothing arrives any more")?.as_secs_f64() * 1e3)
+    })
 }

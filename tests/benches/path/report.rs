@@ -24,6 +24,9 @@ pub(crate) struct Report {
     #[serde(rename = "loadAfter")]
     pub(crate) load_after: String,
     rows: Vec<Row>,
+    /// Paths that could not be had, or not be measured to the end, and why.
+    #[serde(default)]
+    skipped: BTreeMap<String, String>,
 }
 
 fn median(samples: &[f64]) -> f64 {
@@ -46,7 +49,12 @@ fn number(value: f64) -> String {
 
 impl Report {
     pub(crate) fn new(revision: String, load: String) -> Self {
-        Self { revision, load_before: load.clone(), load_after: load, rows: Vec::new() }
+        Self { revision, load_before: load.clone(), load_after: load, rows: Vec::new(), skipped: BTreeMap::new() }
+    }
+
+    /// Notes that a path was left out.
+    pub(crate) fn skip(&mut self, path: &str, why: String) {
+        self.skipped.insert(path.to_owned(), why);
     }
 
     pub(crate) fn add(&mut self, path: &str, figure: &str, unit: &str, value: f64) {
@@ -113,6 +121,9 @@ impl Report {
             for cost in costs {
                 let _ = writeln!(text, "  {}", cost.trim_end());
             }
+        }
+        for (path, why) in &self.skipped {
+            let _ = writeln!(text, "\nSKIP {path}: {why}");
         }
         text
     }
