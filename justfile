@@ -38,6 +38,29 @@ guests:
 image: guests
     helpervm-image/build --quiet --agent {{ guest_dir }}/arca-helper-agent
 
+# Build the kernel of virtual machines from Debian's source package and verify it: [x86_64|arm64] [--install FILE]
+kernel *arguments:
+    kernel-config/build "$@"
+
+# Build the image that container machines boot: arca-init, arca-tapfwd, crun, nft: [x86_64|arm64]
+vminit arch=arch() *arguments: (vm-guests arch)
+    helpervm-image/initramfs vminit "$1" --guests {{ target }}/{{ replace(arch, "arm64", "aarch64") }}-unknown-linux-musl/guest "${@:2}"
+
+# Build the image that the helper machine boots: OVS, OVN, arca-helper-agent: [x86_64|arm64]
+helpervm arch=arch() *arguments: (vm-guests arch)
+    helpervm-image/build --quiet --arch "$1" --out {{ cache }}/helper-image-"$1"
+    helpervm-image/initramfs helpervm "$1" --root {{ cache }}/helper-image-"$1"/rootfs \
+        --guests {{ target }}/{{ replace(arch, "arm64", "aarch64") }}-unknown-linux-musl/guest "${@:2}"
+
+# Build all that virtual machines boot with: Debian's kernel unless there is one of ours, and both images
+vm: (vminit arch() "--quiet") (helpervm arch() "--quiet")
+
+# Build the guest programs for another architecture
+[private]
+vm-guests arch:
+    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER={{ if arch() == "aarch64" { "cc" } else { "aarch64-linux-gnu-gcc" } }} \
+        cargo build --locked --profile guest --target {{ replace(arch, "arm64", "aarch64") }}-unknown-linux-musl {{ guests }}
+
 # Make the small busybox image for `docker load` (prints its path)
 test-image:
     tests/images/busybox

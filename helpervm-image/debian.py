@@ -123,15 +123,28 @@ def mirrors():
     return main, security
 
 
-class Suite:
-    """One Debian suite with an apt state of its own below `folder`."""
+def architecture(name=""):
+    """Debian's name of an architecture by any of its names; empty: this machine's."""
+    if not name:
+        return run(["dpkg", "--print-architecture"]).strip()
+    known = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
+    if name not in known:
+        raise Failure(f"no architecture {name}: x86_64 or arm64")
+    return known[name]
 
-    def __init__(self, name, folder):
+
+class Suite:
+    """One Debian suite with an apt state of its own below `folder`; of a foreign architecture in a folder of its own."""
+
+    def __init__(self, name, folder, architecture_name=""):
+        own = architecture()
+        self.architecture = architecture_name or own
         self.name = name
         self.folder = os.path.join(os.path.abspath(folder), name)
+        if self.architecture != own:
+            self.folder += "-" + self.architecture
         self.conf = os.path.join(self.folder, "apt.conf")
         self.debs = os.path.join(self.folder, "debs")
-        self.architecture = run(["dpkg", "--print-architecture"]).strip()
 
     def _write_state(self, with_security):
         main, security = mirrors()
@@ -192,6 +205,10 @@ class Suite:
             print(f"note: no {self.name}-security on this mirror, continuing without", file=sys.stderr)
         with open(stamp, "w", encoding="utf-8"):
             pass
+
+    def show(self, package):
+        """What apt knows about the newest version of a package, as text."""
+        return self._apt("apt-cache", "show", "--no-all-versions", package)
 
     def download(self, packages):
         """Paths of the named packages' .deb files, fetched if not there yet."""

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
+use arca_daemon::early_boot::{self, Role};
 use arca_proto::dial::{Address, channel};
 use arca_proto::helper::v1::helper_client::HelperClient;
 use arca_proto::helper::v1::{GetStatusRequest, GetStatusResponse, ListPortsRequest, Port};
@@ -70,9 +71,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.command {
         Command::Init(Serve { listen, log_level }) => {
             arca_daemon::logging::init(&log_level);
-            // One thread: it only waits, and memory of the first process is never given back.
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(supervisor::run(supervisor::Options { listen, log_level, layout }))
+            supervise(supervisor::Options { listen, log_level, layout })
         }
         Command::Agent { serve: Serve { listen, log_level }, ready } => {
             arca_daemon::logging::init(&log_level);
@@ -82,6 +81,23 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Status(ask) => block_on(status(ask)),
         Command::Ports(ask) => block_on(list_ports(ask)),
     }
+}
+
+/// Runs the program as the first process of a virtual machine, which the kernel starts without arguments; returns when
+/// the machine may end.
+///
+/// # Errors
+/// What the machine cannot be without.
+pub fn boot() -> anyhow::Result<()> {
+    let line = early_boot::prepare(Role::Helper)?;
+    let log_level = line.log_level().to_owned();
+    supervise(supervisor::Options { listen: ListenOn::Vsock, log_level, layout: Layout::default() })
+}
+
+fn supervise(options: supervisor::Options) -> anyhow::Result<()> {
+    // One thread: it only waits, and memory of the first process is never given back.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(supervisor::run(options))
 }
 
 fn block_on(question: impl Future<Output = anyhow::Result<String>>) -> anyhow::Result<()> {

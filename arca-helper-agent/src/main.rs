@@ -3,11 +3,14 @@
 
 #[cfg(target_os = "linux")]
 fn main() -> std::process::ExitCode {
+    use arca_daemon::{early_boot, exit};
+    use arca_helper_agent::cli;
     use clap::Parser as _;
-    arca_daemon::exit::report(
-        "arca-helper-agent",
-        arca_helper_agent::cli::run(arca_helper_agent::cli::Arguments::parse()),
-    )
+    if early_boot::is_first_process() {
+        exit::report("arca-helper-agent", cli::boot());
+        early_boot::power_off();
+    }
+    exit::report("arca-helper-agent", cli::run(cli::Arguments::parse()))
 }
 
 #[cfg(not(target_os = "linux"))]
