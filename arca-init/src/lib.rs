@@ -17,6 +17,7 @@
 mod cgroup;
 mod crun;
 mod error;
+mod interface;
 mod isolation;
 mod log;
 mod output;
@@ -44,7 +45,7 @@ use arca_proto::{init::v1::init_server::InitServer, listen::ListenOn, ports};
 use clap::{Args, Parser, Subcommand};
 use tonic::service::Routes;
 
-use crate::{reaper::Reaper, service::Service, tapfwd::Tapfwd, workloads::Workloads};
+use crate::{interface::Interface, reaper::Reaper, service::Service, tapfwd::Tapfwd, workloads::Workloads};
 
 /// SIGTERM to arca-init gives its workloads this long.
 const GRACE: Duration = Duration::from_secs(10);
@@ -163,7 +164,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         Some(program) => {
             let (ready, up) = tapfwd::Readiness::in_folder(&run)?;
             network_up = Some(up);
-            let tapfwd = Tapfwd { program, listen: listen.clone(), log_level, reaper, ready };
+            let tapfwd = Tapfwd { program, listen: listen.clone(), log_level, reaper: reaper.clone(), ready };
             Some(tokio::spawn(tapfwd.supervise(network_stops)))
         }
         None => None,
@@ -171,7 +172,12 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     // Two ends: a signal first ends the workloads; Shutdown has done so when it fires.
     let (_, signalled) = Shutdown::on_signals().context("set signal handlers")?;
     let (end, ended) = Shutdown::manual();
-    let service = Service { machine_id, workloads: workloads.clone(), end };
+    let interface = Interface {
+        program: matches!(listen, ListenOn::Vsock).then(|| TAPFWD.into()),
+        run: run.clone(),
+        reaper: reaper.clone(),
+    };
+    let service = Service { machine_id, workloads: workloads.clone(), interface, end };
     let routes = Routes::new(InitServer::new(service));
     let (_never, serving) = Shutdown::manual();
     let server = serve::serve(listener, routes, &["arca.init.v1.Init"], serving);

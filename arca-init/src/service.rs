@@ -5,24 +5,26 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use arca_daemon::shutdown::Trigger;
 use arca_proto::init::v1::{
-    AttachInput, AttachOpen, AttachOutput, CreateWorkloadRequest, CreateWorkloadResponse, DeleteWorkloadRequest,
-    DeleteWorkloadResponse, ExecRequest, ExecResponse, GetMachineRequest, GetMachineResponse, PauseRequest,
-    PauseResponse, ProcessRef, ResizeRequest, ResizeResponse, ShutdownRequest, ShutdownResponse, SignalRequest,
-    SignalResponse, StartWorkloadRequest, StartWorkloadResponse, StatsRequest, StatsResponse, UpdateWorkloadRequest,
-    UpdateWorkloadResponse, WaitRequest, WaitResponse, WatchWorkloadsRequest, WorkloadStatus, attach_input::Kind,
-    init_server::Init,
+    AttachInput, AttachOpen, AttachOutput, ConfigureInterfaceRequest, ConfigureInterfaceResponse,
+    CreateWorkloadRequest, CreateWorkloadResponse, DeleteWorkloadRequest, DeleteWorkloadResponse, ExecRequest,
+    ExecResponse, GetMachineRequest, GetMachineResponse, PauseRequest, PauseResponse, ProcessRef, ResizeRequest,
+    ResizeResponse, ShutdownRequest, ShutdownResponse, SignalRequest, SignalResponse, StartWorkloadRequest,
+    StartWorkloadResponse, StatsRequest, StatsResponse, UpdateWorkloadRequest, UpdateWorkloadResponse, WaitRequest,
+    WaitResponse, WatchWorkloadsRequest, WorkloadStatus, attach_input::Kind, init_server::Init,
 };
 use tokio::sync::{broadcast::error::RecvError, mpsc};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{error::InitError, process::Process, workload::Workload, workloads::Workloads};
+use crate::{error::InitError, interface::Interface, process::Process, workload::Workload, workloads::Workloads};
 
 /// The service.
 #[derive(Debug)]
 pub(crate) struct Service {
     pub(crate) machine_id: String,
     pub(crate) workloads: Arc<Workloads>,
+    /// How a virtual machine's own interface is set up.
+    pub(crate) interface: Interface,
     /// Fired with the workloads gone: the process ends.
     pub(crate) end: Trigger,
 }
@@ -176,6 +178,15 @@ impl Init for Service {
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn configure_interface(
+        &self,
+        request: Request<ConfigureInterfaceRequest>,
+    ) -> Answer<ConfigureInterfaceResponse> {
+        let interface = self.interface.clone();
+        finish(async move { interface.configure(request.into_inner()).await }).await?;
+        Ok(Response::new(ConfigureInterfaceResponse {}))
     }
 
     async fn shutdown(&self, request: Request<ShutdownRequest>) -> Answer<ShutdownResponse> {

@@ -77,7 +77,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
             let config = cli.common.load_and_log()?;
             app::stop_helper(&config).await
         }
-        Command::VmnetKeeper(options) => Ok(vmnet::keeper(&options)?),
+        Command::VmnetKeeper(options) => Ok(vmnet::keep(&options)?),
         Command::Networks { json } => {
             let list = client(&cli.common)?.list_networks(proto::ListNetworksRequest {}).await.map_err(unanswered)?;
             let list = list.into_inner().networks;

@@ -19,7 +19,7 @@ use arca_link::stats::kernel_counters;
 use arca_link::{Counters, Kind, LinkState, Offloads};
 use arca_proto::fdstore::{Client, FdStoreError};
 use arca_proto::frame::MAX_FRAME;
-use arca_proto::hello::{Carrier, Carriers, Hello, HelloError};
+use arca_proto::hello::{Agreement, Carrier, Carriers, Hello, HelloError};
 use arca_proto::note::{self, Note, Reader};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::{UnixListener, UnixStream};
@@ -70,6 +70,8 @@ enum Broken {
     Carrier(Carrier),
     #[error("epoch {0} is not newer than the live connection's {1}")]
     OldEpoch(u64, u64),
+    #[error("limit the interface to the agreed offloads: {0}")]
+    Offloads(io::Error),
     #[error("{0:?} was said out of turn")]
     OutOfTurn(Note),
     #[error("the other end says: {0}")]
@@ -85,6 +87,7 @@ struct Live {
     stream: UnixStream,
     reader: Reader,
     epoch: u64,
+    offloads: Offloads,
 }
 
 impl Cable {
@@ -208,6 +211,7 @@ async fn serve(shared: Arc<Shared>, listener: UnixListener, state: watch::Sender
             Ok(connection) => {
                 state.send_modify(|state| {
                     (state.linked, state.epoch, state.last_error) = (true, connection.epoch, None);
+                    state.offloads = connection.offloads;
                     state.connections += 1;
                 });
                 tracing::debug!(%link, epoch = connection.epoch, "linked");
@@ -247,13 +251,21 @@ async fn begin(shared: &Shared, mut stream: UnixStream, former: Option<u64>) -> 
         return Err(Broken::OldEpoch(relay.epoch, former));
     }
     stream.read_exact(&mut bytes).await?;
-    Hello::expect(&bytes, Kind::Helper, link)?.can(Carrier::Cable)?;
-    let mut live = Live { stream, reader: Reader::default(), epoch: relay.epoch };
+    let helper = Hello::expect(&bytes, Kind::Helper, link)?;
+    helper.can(Carrier::Cable)?;
+    let offloads = Agreement::between(&ours, &helper).offloads;
+    let mut live = Live { stream, reader: Reader::default(), epoch: relay.epoch, offloads };
     let namespace = match live.note().await? {
         (Note::Lend, Some(namespace)) => namespace,
         (note, _) => return Err(Broken::OutOfTurn(note)),
     };
-    if let Err(error) = shared.plug(namespace).await {
+    // Before the far side sees a frame of this connection.
+    let limited = veth::limit_offloads(&shared.settings.interface, offloads).map_err(Broken::Offloads);
+    let plugged = match limited {
+        Ok(()) => shared.plug(namespace).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = plugged {
         note::send(&live.stream, &Note::Failed(error.to_string()), None)?;
         return Err(error);
     }

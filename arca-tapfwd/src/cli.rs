@@ -32,6 +32,8 @@ enum Command {
         #[arg(long, env = "ARCA_LOG_LEVEL", default_value = "info")]
         log_level: String,
     },
+    /// Set up the one interface that a virtual machine on a native network has from its boot on; arca-init runs this.
+    Interface(crate::native::Wanted),
     /// List the interfaces of a running arca-tapfwd.
     Interfaces {
         #[command(flatten)]
@@ -65,6 +67,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
                 crate::app::run(place.listen, store, shutdown).await
             })
         }
+        Command::Interface(wanted) => runtime.block_on(crate::native::set_up(&wanted)),
         Command::Interfaces { place, json } => runtime.block_on(interfaces(place.listen, json)),
     }
 }

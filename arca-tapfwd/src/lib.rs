@@ -30,6 +30,7 @@ pub mod extras;
 mod frames;
 pub mod kernel;
 pub mod machine;
+pub mod native;
 mod packet_socket;
 pub mod redirect;
 mod restore;

@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 
-use arca_link::LinkNumber;
+use arca_link::{LinkNumber, Offloads};
 use nix::libc;
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns};
@@ -77,7 +77,7 @@ impl Kernel {
         for end in ends {
             self.handle().link().set(end).execute().await.map_err(failed("set MAC and MTU"))?;
         }
-        let limited = limit_offloads(near);
+        let limited = limit_offloads(near, Offloads::TSO);
         limited.map_err(|source| KernelError::Offloads { interface: near.to_owned(), source })?;
         Ok(pair)
     }
@@ -151,17 +151,26 @@ const ETHTOOL_SFEATURES: u32 = 0x3b;
 const ETH_SS_FEATURES: u32 = 4;
 const NAME: usize = 32;
 
-/// Whether the far side can finish what an interface with this feature leaves undone: checksums of TCP and UDP, and TCP
-/// segments. OVS's user-space datapath knows no other segmentation, and virtio_net_hdr can tell it of none.
-fn far_side_can(feature: &str) -> bool {
-    const TCP: [&str; 4] =
-        ["tx-tcp-segmentation", "tx-tcp-ecn-segmentation", "tx-tcp6-segmentation", "tx-tcp-mangleid-segmentation"];
-    let segments = feature.starts_with("tx-") && feature.ends_with("-segmentation");
-    (!segments || TCP.contains(&feature)) && !matches!(feature, "tx-gso-list" | "tx-gso-partial" | "tx-checksum-sctp")
+/// Whether an interface may have a feature by which it leaves something undone, when the far side can finish `agreed`:
+/// checksums of TCP and UDP, TCP segments. OVS's user-space datapath knows no other segmentation, and virtio_net_hdr can
+/// tell it of none. `None`: the feature leaves nothing undone.
+fn far_side_can(feature: &str, agreed: Offloads) -> Option<bool> {
+    match feature {
+        "tx-tcp-segmentation" | "tx-tcp-ecn-segmentation" | "tx-tcp-mangleid-segmentation" => {
+            Some(agreed.contains(Offloads::TSO4))
+        }
+        "tx-tcp6-segmentation" => Some(agreed.contains(Offloads::TSO6)),
+        "tx-checksum-sctp" | "tx-gso-list" | "tx-gso-partial" => Some(false),
+        // What is the same on every interface, or a frame's own.
+        "tx-checksum-fcoe-crc" => None,
+        _ if feature.starts_with("tx-checksum-") => Some(agreed.contains(Offloads::CSUM)),
+        _ if feature.starts_with("tx-") && feature.ends_with("-segmentation") => Some(false),
+        _ => None,
+    }
 }
 
-/// Switches off what the far side cannot finish: the kernel then does it before it sends.
-fn limit_offloads(interface: &str) -> io::Result<()> {
+/// Switches off what the far side cannot finish: the kernel then does it before it sends. What it can is on.
+pub(crate) fn limit_offloads(interface: &str, agreed: Offloads) -> io::Result<()> {
     let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let mut info = words(&[ETHTOOL_GSSET_INFO, 0, 1 << ETH_SS_FEATURES, 0, 0]);
     ethtool(&socket, interface, &mut info)?;
@@ -174,9 +183,10 @@ fn limit_offloads(interface: &str) -> io::Result<()> {
     (features[0], features[1]) = (ETHTOOL_SFEATURES, u32::try_from(blocks).unwrap_or_default());
     for (number, name) in names[12..].chunks_exact(NAME).enumerate() {
         let name = CStr::from_bytes_until_nul(name).unwrap_or_default().to_string_lossy();
-        if !far_side_can(&name) {
-            // Block: which bits are meant, and their new values, all zero.
+        if let Some(on) = far_side_can(&name, agreed) {
+            // A block: which bits are meant, then their new values. The kernel passes over what an interface never has.
             features[2 + 2 * (number / 32)] |= 1 << (number % 32);
+            features[3 + 2 * (number / 32)] |= u32::from(on) << (number % 32);
         }
     }
     ethtool(&socket, interface, &mut words(&features))
@@ -215,12 +225,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_tcp_is_left_in_long_frames() {
-        for kept in ["tx-tcp-segmentation", "tx-tcp6-segmentation", "tx-checksum-ip-generic", "tx-scatter-gather"] {
-            assert!(far_side_can(kept), "{kept}");
+    fn only_what_was_agreed_on_is_left_undone() {
+        let can = |feature| [Offloads::TSO, Offloads::CSUM, Offloads::NONE].map(|agreed| far_side_can(feature, agreed));
+        for segments in ["tx-tcp-segmentation", "tx-tcp6-segmentation"] {
+            assert_eq!(can(segments), [Some(true), Some(false), Some(false)], "{segments}");
         }
+        assert_eq!(can("tx-checksum-ip-generic"), [Some(true), Some(true), Some(false)]);
         for off in ["tx-udp-segmentation", "tx-udp_tnl-segmentation", "tx-gso-list", "tx-checksum-sctp"] {
-            assert!(!far_side_can(off), "{off}");
+            assert_eq!(can(off), [Some(false); 3], "{off}");
         }
+        assert_eq!(can("tx-scatter-gather"), [None; 3]);
     }
 }

@@ -7,7 +7,7 @@ mod common;
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -20,6 +20,7 @@ use arca_proto::ports::LinkNumber;
 use arca_proto::tap::v1::attach_progress::Step;
 use arca_proto::tap::v1::{AttachNetworkRequest, DetachNetworkRequest, ListInterfacesRequest};
 use common::{Tapfwd, addresses, attach, in_namespace, ip, request, until};
+use nix::libc;
 use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::json;
 
@@ -48,6 +49,16 @@ fn far_end(namespace: &File) -> u32 {
 /// What relay and helper end say on one connection, until the cable is plugged in; or what the container's end says
 /// against it.
 async fn lend(directory: &Path, epoch: u64, carrier: Carrier, namespace: &File) -> Result<UnixStream, String> {
+    lend_for(directory, epoch, carrier, namespace, Offloads::TSO).await
+}
+
+async fn lend_for(
+    directory: &Path,
+    epoch: u64,
+    carrier: Carrier,
+    namespace: &File,
+    offloads: Offloads,
+) -> Result<UnixStream, String> {
     let link = LinkNumber::try_from(1).unwrap();
     let mut dialled = None;
     until("the link listens", || {
@@ -59,7 +70,7 @@ async fn lend(directory: &Path, epoch: u64, carrier: Carrier, namespace: &File) 
     let talk = move || {
         let mut stream = dialled.unwrap();
         stream.write_all(&Hello::relay(link, epoch).carrying(carrier).encode()).unwrap();
-        let helper = Hello::end(Kind::Helper, link, MAX_FRAME, Offloads::TSO).carrying(Carriers::CABLE);
+        let helper = Hello::end(Kind::Helper, link, MAX_FRAME, offloads).carrying(Carriers::CABLE);
         stream.write_all(&helper.encode()).unwrap();
         let mut hello = [0; Hello::SIZE];
         stream.read_exact(&mut hello).unwrap();
@@ -74,6 +85,27 @@ async fn lend(directory: &Path, epoch: u64, carrier: Carrier, namespace: &File) 
         Ok(stream)
     };
     tokio::task::spawn_blocking(talk).await.unwrap()
+}
+
+/// linux/ethtool.h: TCP segmentation is left to the device.
+const ETHTOOL_GTSO: u32 = 0x1e;
+/// linux/ethtool.h: so are checksums.
+const ETHTOOL_GTXCSUM: u32 = 0x16;
+
+/// Whether an interface of this thread's namespace has a feature.
+fn has(interface: &str, feature: u32) -> bool {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    let mut value = [feature, 0];
+    // SAFETY: all-zero is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    request.ifr_ifru.ifru_data = value.as_mut_ptr().cast();
+    // SAFETY: `request` and the value it points to live across the call.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    value[1] != 0
 }
 
 #[test]
@@ -97,6 +129,14 @@ fn a_cable_goes_from_helper_to_helper_and_the_interface_stays() {
         lend(&directory, 1, Carrier::Cable, &first).await.unwrap_err();
         lend(&directory, 2, Carrier::Stream, &first).await.unwrap_err();
 
+        // A helper that cannot finish them gets no segments and no checksums to finish; the next one does again.
+        let left_undone = || [ETHTOOL_GTSO, ETHTOOL_GTXCSUM].map(|feature| has("eth0", feature));
+        assert_eq!(left_undone(), [true, true]);
+        for (epoch, offloads, left) in [(2, Offloads::NONE, [false; 2]), (3, Offloads::TSO, [true; 2])] {
+            let _plain = lend_for(&directory, epoch, Carrier::Cable, &first, offloads).await.unwrap();
+            assert_eq!(left_undone(), left, "{offloads}");
+        }
+
         // The helper dies: nothing but this program and the store keeps its namespace. Then this program dies too.
         drop(live);
         drop(first);
@@ -105,7 +145,7 @@ fn a_cable_goes_from_helper_to_helper_and_the_interface_stays() {
         assert_eq!(addresses("eth0"), ["172.18.0.2/16", "fd00:18::2/64"]);
         tapfwd = Tapfwd::start(&directory, &store).await;
         let second = namespace();
-        let _live = lend(&directory, 3, Carrier::Cable, &second).await.unwrap();
+        let _live = lend(&directory, 4, Carrier::Cable, &second).await.unwrap();
         assert!(far_end(&second) != 0, "moved on from a namespace nobody lives in");
         let mut client = tapfwd.client();
         let listed = client.list_interfaces(ListInterfacesRequest {}).await.unwrap().into_inner().interfaces;
@@ -120,7 +160,7 @@ fn a_cable_goes_from_helper_to_helper_and_the_interface_stays() {
                 common::run("ip link add arca1 type veth peer name other");
             });
         });
-        let refused = lend(&directory, 4, Carrier::Cable, &third).await.unwrap_err();
+        let refused = lend(&directory, 5, Carrier::Cable, &third).await.unwrap_err();
         assert!(refused.contains("move arca1"), "{refused}");
         assert!(far_end(&second) != 0);
 

@@ -237,6 +237,13 @@ impl Init for Service {
         Ok(Response::new(ReceiverStream::new(mpsc::channel(1).1)))
     }
 
+    async fn configure_interface(
+        &self,
+        _: Request<init::ConfigureInterfaceRequest>,
+    ) -> Answer<init::ConfigureInterfaceResponse> {
+        Ok(Response::new(init::ConfigureInterfaceResponse {}))
+    }
+
     async fn shutdown(&self, _: Request<api::ShutdownRequest>) -> Answer<api::ShutdownResponse> {
         Ok(Response::new(api::ShutdownResponse {}))
     }

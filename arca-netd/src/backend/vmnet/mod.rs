@@ -13,6 +13,10 @@
 //! network, fixed when it is created; what else this backend cannot do it refuses in the words below.
 
 pub mod address;
+#[cfg_attr(not(target_os = "macos"), allow(dead_code, reason = "networks outlive their makers elsewhere"))]
+mod keeper;
+#[cfg_attr(not(target_os = "macos"), allow(dead_code, reason = "as above"))]
+mod launchd;
 pub mod wanted;
 
 #[cfg(target_os = "linux")]
@@ -59,9 +63,15 @@ pub struct KeeperOptions {
     /// Where it answers.
     #[arg(long)]
     pub socket: PathBuf,
-    /// The host's address in the network, with the prefix length.
+    /// Where it says once that it is there, or why not.
     #[arg(long)]
-    pub gateway: ipnet::IpNet,
+    pub tell: PathBuf,
+    /// Name of the mach service that launchd has for it.
+    #[arg(long)]
+    pub service: String,
+    /// The host's address in the network, with the prefix length; one a family.
+    #[arg(long)]
+    pub gateway: Vec<ipnet::IpNet>,
     /// Bytes of an IP packet.
     #[arg(long)]
     pub mtu: u32,
@@ -74,7 +84,7 @@ pub struct KeeperOptions {
 ///
 /// # Errors
 /// If the network cannot be made, or this platform has no keepers.
-pub fn keeper(options: &KeeperOptions) -> Result<()> {
+pub fn keep(options: &KeeperOptions) -> Result<()> {
     switch::keeper(options)
 }
 

@@ -187,6 +187,19 @@ impl Links {
         set("ipv6", &plug.port, "disable_ipv6", "1").map_err(Error::io("switch IPv6 off on the cable's end"))
     }
 
+    /// Takes the TAP that a virtual machine brought along for a port: by its name, and with the network's MTU.
+    pub(super) async fn tap(&self, plug: &Plug) -> Result<()> {
+        // Twice is no error: it is a port already.
+        if let Some(index) = self.index(&plug.tap).await? {
+            // One of an attach that was cut off, or of a machine that is gone.
+            self.remove(&plug.port).await?;
+            let named = LinkUnspec::new_with_index(index).name(plug.port.clone()).mtu(plug.mtu).build();
+            self.handle.link().set(named).execute().await.map_err(refused("take over", &plug.tap))?;
+        }
+        self.known(&plug.port).await?;
+        set("ipv6", &plug.port, "disable_ipv6", "1").map_err(Error::io("switch IPv6 off on the machine's end"))
+    }
+
     /// Inside the machine: loopback, addresses, up, default routes.
     pub(super) async fn configure(&self, plug: &Plug) -> Result<()> {
         let name = &plug.interface;

@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The Linux kernel as the switch: a bridge per network, a veth per endpoint straight into the machine's network
-//! namespace, nftables for what may leave and enter. Nothing in user space touches a frame.
+//! namespace (or the TAP of a virtual machine), nftables for what may leave and enter. Nothing in user space touches a frame.
 
+#[path = "../guest.rs"]
+mod guest;
 mod links;
 mod rules;
 
 use std::{collections::BTreeSet, path::PathBuf};
+
+use arca_proto::dial::Address;
 
 use super::{
     KeeperOptions,
@@ -108,6 +112,12 @@ impl Switch {
 
     async fn steps(&self, host: &Links, plug: &Plug) -> Result<(), (&'static str, Error)> {
         let at = |step: &'static str| move |error: Error| (step, error);
+        if !matches!(plug.machine, Address::Sockets(_)) {
+            // A virtual machine: its keeper made the TAP before it booted, and the guest sets up its own end.
+            host.tap(plug).await.map_err(at("interface"))?;
+            guest::configure(plug).await.map_err(at("address"))?;
+            return host.join(plug).await.map_err(at("bridge"));
+        }
         let netns = links::open(&plug.machine).await.map_err(at("namespace"))?;
         host.cable(plug, &netns).await.map_err(at("cable"))?;
         let inside = Links::inside(&netns, plug).await.map_err(at("interface"))?;
