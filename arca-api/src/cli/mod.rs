@@ -5,6 +5,7 @@
 pub mod config;
 pub mod daemon;
 mod docker;
+pub mod doctor;
 pub mod helper;
 pub mod service;
 mod tail;
@@ -43,6 +44,8 @@ enum Command {
     /// Run the engine under systemd or launchd
     #[command(subcommand)]
     Service(service::Command),
+    /// Look at the machine and the running engine; say what is wrong and what to do about it
+    Doctor(doctor::Arguments),
     /// The effective configuration
     #[command(subcommand)]
     Config(config::Command),
@@ -59,6 +62,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Daemon(command) => daemon::run(command, &cli.common),
         Command::Service(command) => service::run(command, &cli.common),
+        Command::Doctor(arguments) => doctor::run(&arguments, &cli.common),
         Command::Config(command) => config::run(&command, &cli.common),
         Command::Helper(command) => helper::run(command, &cli.common),
     }

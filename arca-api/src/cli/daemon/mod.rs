@@ -7,8 +7,8 @@
 mod control;
 mod lock;
 mod logs;
-mod preflight;
-mod status;
+pub(super) mod preflight;
+pub(super) mod status;
 mod supervise;
 
 use arca_daemon::{

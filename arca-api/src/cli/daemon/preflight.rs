@@ -12,47 +12,85 @@ use arca_daemon::{
 const PROGRAMS: [(&str, &str); 3] = [("crun", "crun"), ("nft", "nftables"), ("ip", "iproute2")];
 const GUESTS: [&str; 3] = ["arca-init", "arca-tapfwd", "arca-helper-agent"];
 
-/// Checks privileges, TUN, packages and images.
+/// One thing that an engine needs.
+pub(in crate::cli) struct Check {
+    /// What, in a few words.
+    pub(in crate::cli) what: &'static str,
+    /// What was found; else what lacks, and after the last colon the way out.
+    pub(in crate::cli) result: Result<String, Fatal>,
+}
+
+/// The first lack, if there is one.
 pub(super) fn check(config: &Config) -> Result<(), Fatal> {
-    let missing = |text: String| Err(Fatal::new(Failure::Missing, text));
-    if !nix::unistd::geteuid().is_root() {
-        return Err(Fatal::new(
-            Failure::Privileges,
-            "namespace machines need root: run as root (or with sudo -E to keep ARCA_HOME)",
-        ));
-    }
+    checks(config).into_iter().try_for_each(|check| check.result.map(drop))
+}
+
+/// Privileges, TUN, packages and images, in the order in which they should be put right.
+pub(in crate::cli) fn checks(config: &Config) -> Vec<Check> {
+    let mut checks = vec![Check { what: "privileges", result: privileges() }];
     if cfg!(target_os = "linux") {
         // Native networks have no TAP.
-        if config.network_backend == BackendKind::Ovs
-            && let Err(error) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun")
-        {
-            return missing(format!("/dev/net/tun cannot be opened ({error}): load the module with `modprobe tun`"));
+        if config.network_backend == BackendKind::Ovs {
+            checks.push(Check { what: "TUN", result: tun() });
         }
-        for (program, package) in PROGRAMS {
-            if find(program).is_none() {
-                return missing(format!(
-                    "`{program}` is not in PATH: install it, on Debian `apt-get install {package}`"
-                ));
-            }
-        }
+        checks.extend(PROGRAMS.map(|(name, package)| Check { what: name, result: program(name, package) }));
     }
-    for guest in GUESTS {
-        let path = config.guest_directory.join(guest);
-        if !path.is_file() {
-            return missing(format!(
-                "guest program {} is missing: build it with `./dev build`, or set guestDirectory",
-                path.display()
-            ));
-        }
-    }
+    checks.extend(GUESTS.map(|name| Check { what: name, result: guest(config, name) }));
     // Where native networks are the default the helper starts when an OVN network is first used, and says then what lacks.
-    if config.network_backend == BackendKind::Ovs && !config.helper_root.join("usr/sbin/ovs-vswitchd").exists() {
-        return missing(format!(
-            "helper image {} is missing: build it with `./dev image`, or set helperRoot",
-            config.helper_root.display()
-        ));
+    if config.network_backend == BackendKind::Ovs {
+        checks.push(Check { what: "helper image", result: helper_image(config) });
     }
-    Ok(())
+    checks
+}
+
+fn missing(text: String) -> Fatal {
+    Fatal::new(Failure::Missing, text)
+}
+
+fn privileges() -> Result<String, Fatal> {
+    match nix::unistd::geteuid().is_root() {
+        true => Ok("root".to_owned()),
+        false => Err(Fatal::new(
+            Failure::Privileges,
+            "namespace machines need root: run as root (or with sudo -E to keep ARCA_HOME)",
+        )),
+    }
+}
+
+fn tun() -> Result<String, Fatal> {
+    let opened = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun");
+    match opened {
+        Ok(_) => Ok("/dev/net/tun opens".to_owned()),
+        Err(error) => {
+            Err(missing(format!("/dev/net/tun cannot be opened ({error}): load the module with `modprobe tun`")))
+        }
+    }
+}
+
+fn program(name: &str, package: &str) -> Result<String, Fatal> {
+    let lacks = || missing(format!("`{name}` is not in PATH: install it, on Debian `apt-get install {package}`"));
+    find(name).map(|path| path.display().to_string()).ok_or_else(lacks)
+}
+
+fn guest(config: &Config, name: &str) -> Result<String, Fatal> {
+    let path = config.guest_directory.join(name);
+    match path.is_file() {
+        true => Ok(path.display().to_string()),
+        false => Err(missing(format!(
+            "guest program {} is missing: build it with `./dev build`, or set guestDirectory",
+            path.display()
+        ))),
+    }
+}
+
+fn helper_image(config: &Config) -> Result<String, Fatal> {
+    let root = config.helper_root.display();
+    match config.helper_root.join("usr/sbin/ovs-vswitchd").exists() {
+        true => Ok(root.to_string()),
+        false => {
+            Err(missing(format!("helper image {root} is missing: build it with `./dev image`, or set helperRoot")))
+        }
+    }
 }
 
 fn find(program: &str) -> Option<PathBuf> {

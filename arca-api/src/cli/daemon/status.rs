@@ -3,7 +3,7 @@
 
 use std::{path::Path, time::Duration};
 
-use arca_daemon::config::Config;
+use arca_daemon::{config::Config, paths::Paths};
 use arca_proto::netd::v1::{GetStatusRequest, netd_client::NetdClient};
 use hyper::{Method, StatusCode};
 use serde_json::json;
@@ -15,25 +15,20 @@ use crate::cli::{docker, print};
 /// A daemon that does not answer within this is reported as such.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-struct Line {
-    name: &'static str,
+/// One daemon.
+pub(in crate::cli) struct Line {
+    pub(in crate::cli) name: &'static str,
     socket: String,
     /// "answers", or why not.
-    state: String,
+    pub(in crate::cli) state: String,
 }
 
 /// Prints the state of the engine.
 pub(super) async fn show(config: &Config, as_json: bool) -> anyhow::Result<()> {
     let supervisor = lock::holder(config)?;
     let paths = &config.paths;
-    let (relayd_socket, netd_socket) = (paths.relayd_socket(), paths.netd_socket());
-    let (relayd, netd, api) = tokio::join!(
-        health("arca-relayd", &relayd_socket),
-        health("arca-netd", &netd_socket),
-        api(&paths.docker_socket)
-    );
-    let helper = helper(&netd_socket).await;
-    let lines = [relayd, netd, api];
+    let lines = daemons(paths).await;
+    let helper = helper(&paths.netd_socket()).await;
     if as_json {
         let daemons =
             lines.each_ref().map(|line| json!({"name": line.name, "socket": line.socket, "state": line.state}));
@@ -53,6 +48,13 @@ pub(super) async fn show(config: &Config, as_json: bool) -> anyhow::Result<()> {
         std::process::exit(3);
     }
     Ok(())
+}
+
+/// Whether each daemon answers.
+pub(in crate::cli) async fn daemons(paths: &Paths) -> [Line; 3] {
+    let (relayd_socket, netd_socket) = (paths.relayd_socket(), paths.netd_socket());
+    tokio::join!(health("arca-relayd", &relayd_socket), health("arca-netd", &netd_socket), api(&paths.docker_socket))
+        .into()
 }
 
 async fn health(name: &'static str, socket: &Path) -> Line {
