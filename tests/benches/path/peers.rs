@@ -181,7 +181,8 @@ pub(crate) fn pasta() -> anyhow::Result<Path> {
     isolation::run("mount", &["--bind", &format!("/proc/{}/ns/net", holder.pid()), &netns])?;
     let mut command = Command::new(&program);
     command
-        .args(["--foreground", "--quiet", "--runas", "0", "--config-net", "-t", &port, "-u", &port])
+        // The client outside is the default gateway, which would otherwise mean the host itself.
+        .args(["--foreground", "--quiet", "--runas", "0", "--config-net", "--no-map-gw", "-t", &port, "-u", &port])
         .args(["-T", "none", "-U", "none", "--netns", &netns])
         .stdin(Stdio::null())
         .stderr(fs::File::create(folder.path().join("log"))?);

@@ -13,7 +13,8 @@ import zlib
 
 FIGURES = ["UDP RTT at 100/s, p50", "UDP RTT flat out, p50", "UDP RTT flat out, p99", "TCP RTT flat out, p50",
            "1 TCP stream there", "1 TCP stream back", "4 TCP streams there", "UDP 64 B without loss",
-           "CPU per GiB, 1 stream"]
+           "UDP 64 B when 4x is offered", "CPU per GiB, 1 stream", "CPU per million frames",
+           "context switches per frame", "longest gap when arca-relayd is killed", "longest gap when agent is killed"]
 COLUMNS, PANEL_WIDTH, LINE, LEFT = 3, 560, 24, 190
 PAPER, INK, GREY = (255, 255, 255), (30, 30, 30), (150, 150, 150)
 COLOURS = {"arca": (32, 110, 190), "cable": (32, 110, 190), "kernel": (120, 120, 120), "taps": (120, 120, 120)}
@@ -77,7 +78,8 @@ def main():
         left, top = index % COLUMNS * PANEL_WIDTH + 12, 56 + index // COLUMNS * panel_height
         present = [(path, rows[path, figure]) for path in paths if (path, figure) in rows]
         greatest = max(max(row["samples"]) for _, row in present) or 1
-        picture.text(left, top, f"{figure} ({present[0][1]['unit']})", size=3)
+        unit = present[0][1]["unit"]
+        picture.text(left, top, f"{figure} ({unit})" if unit else figure, size=3)
         for line, (path, row) in enumerate(present):
             y = top + 26 + line * LINE
             scale = (PANEL_WIDTH - LEFT - 110) / greatest
