@@ -37,6 +37,8 @@ impl Child {
         // What ps shows: a path such as /proc/self/exe says nothing there.
         command.arg0(if self.program.path.starts_with("/proc/") { self.program.name } else { self.program.path });
         command.args(&self.program.arguments).env_clear().env("PATH", "/usr/sbin:/usr/bin");
+        // Logs that nobody colours stay so (https://no-color.org).
+        command.envs(std::env::var_os("NO_COLOR").map(|value| ("NO_COLOR", value)));
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(if self.program.captured { Stdio::piped() } else { Stdio::inherit() });
         self.started = Instant::now();
