@@ -15,6 +15,10 @@ export CARGO_TARGET_DIR := target
 # Where hosts find what they boot machines with.
 export ARCA_GUEST_DIR := env("ARCA_GUEST_DIR", guest_dir)
 export ARCA_HELPER_ROOT := env("ARCA_HELPER_ROOT", cache / "helper-image/rootfs")
+export ARCA_KERNEL_PATH := env("ARCA_KERNEL_PATH", cache / "vm/vmlinux")
+export ARCA_INIT_IMAGE := env("ARCA_INIT_IMAGE", cache / "vm/vminit")
+export ARCA_HELPER_IMAGE := env("ARCA_HELPER_IMAGE", cache / "vm/helpervm")
+export ARCA_VM_TOOLS := env("ARCA_VM_TOOLS", cache / "vm/tools")
 # The engine of `up` lives beside an installed one: files and sockets of its own, below a short path.
 export ARCA_HOME := env("ARCA_HOME", env("HOME", "/root") / ".cache/arca-dev")
 
@@ -38,27 +42,26 @@ guests:
 image: guests
     helpervm-image/build --quiet --agent {{ guest_dir }}/arca-helper-agent
 
-# Build the kernel of virtual machines from Debian's source package and verify it: [x86_64|arm64] [--install FILE]
+# Build the kernel of virtual machines from Debian's source and verify it: [x86_64|arm64] [--install FILE]
 kernel *arguments:
     kernel-config/build "$@"
 
-# Build the image that container machines boot: arca-init, arca-tapfwd, crun, nft: [x86_64|arm64]
+# Build the image that container machines boot: arca-init, arca-tapfwd, crun, nft: [x86_64|arm64] [--install FILE]
 vminit arch=arch() *arguments: (vm-guests arch)
     helpervm-image/initramfs vminit "$1" --guests {{ target }}/{{ replace(arch, "arm64", "aarch64") }}-unknown-linux-musl/guest "${@:2}"
 
-# Build the image that the helper machine boots: OVS, OVN, arca-helper-agent: [x86_64|arm64]
+# Build the image that the helper machine boots: OVS, OVN, arca-helper-agent: [x86_64|arm64] [--install FILE]
 helpervm arch=arch() *arguments: (vm-guests arch)
-    helpervm-image/build --quiet --arch "$1" --out {{ cache }}/helper-image-"$1"
-    helpervm-image/initramfs helpervm "$1" --root {{ cache }}/helper-image-"$1"/rootfs \
-        --guests {{ target }}/{{ replace(arch, "arm64", "aarch64") }}-unknown-linux-musl/guest "${@:2}"
+    helpervm-image/build --quiet --arch "$1" --agent {{ target }}/{{ replace(arch, "arm64", "aarch64") }}-unknown-linux-musl/guest/arca-helper-agent --out {{ cache }}/helper-image{{ if replace(arch, "arm64", "aarch64") == arch() { "" } else { "-" + arch } }}
+    helpervm-image/initramfs helpervm "$1" --root {{ cache }}/helper-image{{ if replace(arch, "arm64", "aarch64") == arch() { "" } else { "-" + arch } }}/rootfs --guests {{ target }}/{{ replace(arch, "arm64", "aarch64") }}-unknown-linux-musl/guest "${@:2}"
 
 # Build all that virtual machines boot with: Debian's kernel unless there is one of ours, and both images
 vm: (vminit arch() "--quiet") (helpervm arch() "--quiet")
 
-# Build the guest programs for another architecture
+# Build the guest programs for an architecture
 [private]
 vm-guests arch:
-    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER={{ if arch() == "aarch64" { "cc" } else { "aarch64-linux-gnu-gcc" } }} \
+    @CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER={{ if arch() == "aarch64" { "cc" } else { "aarch64-linux-gnu-gcc" } }} \
         cargo build --locked --profile guest --target {{ replace(arch, "arm64", "aarch64") }}-unknown-linux-musl {{ guests }}
 
 # Make the small busybox image for `docker load` (prints its path)
@@ -73,11 +76,12 @@ up: build
 down:
     {{ target }}/release/arca daemon stop --all
 
-# Play the story on an engine of its own, with the real docker CLI; cleans up
+# Play the story on an engine of its own, with the real docker CLI; cleans up: [--machine vm] makes every machine a virtual one
 demo *arguments: build test-image
+    case " $* " in *" --machine vm "*) just --justfile {{ justfile() }} vm ;; esac
     tests/demo/run "$@"
 
-# Run every test: prepares with network, then tests without; ends with the count
+# Run every test: prepares with network, then tests without; ends with the count. --machine vm: those of containers, in VMs
 [no-exit-message]
 test *arguments:
     tests/checks/suite "$@"
@@ -125,10 +129,14 @@ deny:
     @if cargo deny --version >/dev/null 2>&1; then cargo deny --locked --offline check bans licenses sources; \
     else echo "SKIP deny: cargo-deny is not installed (cargo install --locked cargo-deny)"; fi
 
+# Sign the macOS machines' keeper with its entitlement (ad hoc; say an identity for another); after every build
+sign identity="-":
+    packaging/macos/sign {{ target }}/release/arca-vz {{ identity }}
+
 # Type-check for macOS the crates that run there
 macos:
     @if [ -d "$(rustc --print sysroot)/lib/rustlib/aarch64-apple-darwin" ] \
         || rustup -q target add aarch64-apple-darwin 2>/dev/null; then \
         cargo check --locked --target aarch64-apple-darwin -p arca-proto -p arca-daemon -p arca-machine -p arca-api \
-            -p arca-netd -p arca-relayd; \
+            -p arca-netd -p arca-relayd -p arca-vz; \
     else echo "SKIP macos: the Rust target aarch64-apple-darwin is not to be had here"; fi
