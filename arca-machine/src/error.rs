@@ -16,6 +16,32 @@ pub enum MachineError {
         /// Why not, and the way out.
         reason: &'static str,
     },
+    /// Something that machines of this kind are made from is not there.
+    #[error("{what} is missing: {fix}")]
+    Missing {
+        /// A file or a program.
+        what: String,
+        /// The way out.
+        fix: String,
+    },
+    /// Something that machines of this kind are made from is there and of no use.
+    #[error("{what} {} is of no use: {why}", path.display())]
+    Unusable {
+        /// What it should be.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The machine ended before it said READY, and its keeper knows why.
+    #[error("machine {id} ended before it was ready: {reason}")]
+    Ended {
+        /// Machine.
+        id: String,
+        /// One line.
+        reason: String,
+    },
     /// A machine answers in the socket directory already.
     #[error("machine {id} runs already: it answers in {} (adopt it, or destroy it first)", directory.display())]
     Running {

@@ -15,6 +15,7 @@
 #![cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "no driver of another platform uses all of it yet"))]
 
 mod error;
+mod files;
 mod machine;
 mod ready;
 mod record;
@@ -33,23 +34,80 @@ mod namespace;
 #[path = "namespace/other.rs"]
 mod namespace;
 
+#[cfg(target_os = "linux")]
+#[path = "vm/linux.rs"]
+mod vm;
+#[cfg(target_os = "macos")]
+use self::vz as vm;
+#[cfg(not(any(target_os = "linux", target_os = "macos")))]
+#[path = "vm/other.rs"]
+mod vm;
+pub mod vz;
+
+#[cfg(target_os = "linux")]
+mod vmm;
+
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
+use arca_proto::dial::Address;
 use async_trait::async_trait;
 
+use serde::{Deserialize, Serialize};
+
 pub use error::MachineError;
+pub use files::VmFiles;
 pub use machine::Machine;
 pub use record::{Record, Role};
 
+/// How long a machine that is found may take to accept a connection.
+const ANSWER: Duration = Duration::from_secs(5);
+
 /// How machines are made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// Linux namespaces: root, no hypervisor.
+    #[default]
     Namespace,
+    /// Virtual machines.
+    Vm,
+}
+
+/// How large a machine is made. A machine on the host's own kernel is as large as the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Size {
+    /// Bytes that its workload may use; the machine gets more, for itself.
+    pub memory: Option<u64>,
+    /// Virtual processors.
+    pub cpus: Option<u32>,
+}
+
+/// A root file system: read-only layers, topmost first, and the folders of what is written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overlay {
+    /// Topmost first.
+    pub lower: Vec<PathBuf>,
+    /// Takes what is written.
+    pub upper: PathBuf,
+    /// Of the same file system as `upper`.
+    pub work: PathBuf,
+}
+
+/// How a virtual machine is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmState {
+    /// The hypervisor's word: `running`, `paused`, ...
+    pub status: String,
+    /// `kvm` or `tcg`.
+    pub accelerator: String,
+    /// Bytes the guest has now.
+    pub memory: u64,
+    /// Name and host process id of each process that makes it up.
+    pub processes: Vec<(String, u32)>,
 }
 
 /// Where a container machine's interfaces come from.
@@ -88,12 +146,36 @@ pub struct ContainerSpec {
     pub guest_directory: PathBuf,
     /// Where its interfaces come from.
     pub network: Network,
+    /// How large it is.
+    pub size: Size,
     /// Further environment of arca-init, for example `ARCA_CRUN`.
     pub environment: Vec<(String, String)>,
     /// Log level word or filter of the guest programs.
     pub log_level: String,
     /// From spawn to READY.
     pub ready_timeout: Duration,
+}
+
+/// The network card of a helper machine that boots like a computer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Card {
+    /// None: an interface is put into its network namespace.
+    #[default]
+    None,
+    /// A TAP interface of the host, which the machine's keeper makes and takes with it. It is left down.
+    Tap {
+        /// Its name.
+        interface: String,
+    },
+    /// The hypervisor's user-mode network, for which nobody needs privileges.
+    User {
+        /// The network, `192.168.127.0/29`.
+        network: String,
+        /// The host's address in it.
+        host: std::net::Ipv4Addr,
+        /// Two addresses that it may use for services of its own.
+        spare: [std::net::Ipv4Addr; 2],
+    },
 }
 
 /// The helper machine to launch.
@@ -111,6 +193,8 @@ pub struct HelperSpec {
     pub state_directory: PathBuf,
     /// Where `arca-helper-agent` lies.
     pub guest_directory: PathBuf,
+    /// Its way out.
+    pub card: Card,
     /// Further environment of the helper's first process.
     pub environment: Vec<(String, String)>,
     /// Log level word or filter.
@@ -138,10 +222,6 @@ pub(crate) trait Driver: Send + Sync + std::fmt::Debug {
     async fn launch_container(&self, spec: &ContainerSpec) -> Result<Machine, MachineError>;
     /// Boots the helper machine and waits for READY. On failure nothing of it remains.
     async fn launch_helper(&self, spec: &HelperSpec) -> Result<Machine, MachineError>;
-    /// Opens the process of a record if it is still that process.
-    fn open(&self, record: &Record) -> Result<Option<Machine>, MachineError>;
-    /// Removes what a machine that is not running left: processes, cgroups, sockets, record.
-    async fn sweep(&self, record: &Record) -> Result<(), MachineError>;
     /// Removes the cgroup `parent` in every hierarchy if no machine uses it any more.
     async fn release_cgroups(&self, guest_directory: &Path, parent: &str) -> Result<(), MachineError>;
 }
@@ -160,7 +240,16 @@ impl Machines {
     pub fn new(kind: Kind) -> Result<Self, MachineError> {
         match kind {
             Kind::Namespace => Ok(Self { driver: namespace::driver()? }),
+            Kind::Vm => Self::virtual_machines(VmFiles::default()),
         }
+    }
+
+    /// Virtual machines made of these parts, which are looked for at each launch.
+    ///
+    /// # Errors
+    /// [`MachineError::Unavailable`] where the platform has none.
+    pub fn virtual_machines(files: VmFiles) -> Result<Self, MachineError> {
+        Ok(Self { driver: vm::driver(files)? })
     }
 
     /// Boots a container machine; returns when its ports may be dialled.
@@ -191,14 +280,17 @@ impl Machines {
             source,
         })?;
         let Some(record) = record else { return Ok(Adoption::Gone(None)) };
-        let Some(machine) = self.driver.open(&record)? else { return Ok(Adoption::Gone(Some(record))) };
-        match machine.dial(machine.grpc_port()).await {
-            Ok(_) => Ok(Adoption::Running(machine)),
-            Err(error) => {
-                tracing::warn!(machine_id = record.id, %error, "machine runs but does not answer");
-                Ok(Adoption::Unresponsive(machine))
-            }
+        let opened = match record.kind {
+            Kind::Namespace => namespace::open(&record)?,
+            Kind::Vm => vm::open(&record)?,
+        };
+        let Some(machine) = opened else { return Ok(Adoption::Gone(Some(record))) };
+        match tokio::time::timeout(ANSWER, machine.dial(machine.grpc_port())).await {
+            Ok(Ok(_)) => return Ok(Adoption::Running(machine)),
+            Ok(Err(error)) => tracing::warn!(machine_id = record.id, %error, "machine runs but does not answer"),
+            Err(_) => tracing::warn!(machine_id = record.id, "machine runs but hangs"),
         }
+        Ok(Adoption::Unresponsive(machine))
     }
 
     /// Removes what a machine that is gone left behind. Sweeping twice is no error.
@@ -206,7 +298,10 @@ impl Machines {
     /// # Errors
     /// [`MachineError::Teardown`] lists what could not be removed.
     pub async fn sweep(&self, record: &Record) -> Result<(), MachineError> {
-        self.driver.sweep(record).await
+        match record.kind {
+            Kind::Namespace => namespace::sweep(record).await,
+            Kind::Vm => vm::sweep(record, Vec::new()),
+        }
     }
 
     /// Removes the cgroup `parent` ("arca/<engine>") in every hierarchy once no workload stands below it. For the
@@ -217,4 +312,34 @@ impl Machines {
     pub async fn release_cgroups(&self, guest_directory: &Path, parent: &str) -> Result<(), MachineError> {
         self.driver.release_cgroups(guest_directory, parent).await
     }
+}
+
+/// Whether virtual machines run on the processor itself here, not on an emulated one.
+#[must_use]
+pub fn virtual_machines_are_fast() -> bool {
+    vm::is_fast()
+}
+
+/// How a virtual machine with this socket directory is dialled.
+#[must_use]
+pub fn virtual_address(sockets: &Path) -> Address {
+    Address::Hybrid(sockets.join("vsock"))
+}
+
+/// Keeps the virtual machine whose plan lies at `plan`: the program arca-vmm.
+///
+/// # Errors
+/// It could not be started, or ended unasked: one line.
+#[cfg(target_os = "linux")]
+pub fn keep(plan: &Path) -> anyhow::Result<()> {
+    vmm::run(plan)
+}
+
+/// Keeps the virtual machine whose plan lies at `plan`: the program arca-vmm.
+///
+/// # Errors
+/// Always here: QEMU's machines are Linux's.
+#[cfg(not(target_os = "linux"))]
+pub fn keep(_plan: &Path) -> anyhow::Result<()> {
+    anyhow::bail!("arca-vmm keeps machines on Linux hosts")
 }

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A running machine as its users see it.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use arca_proto::{
     dial::{self, Address, DialError, Stream},
@@ -11,6 +15,7 @@ use async_trait::async_trait;
 use tonic::transport::Channel;
 
 use crate::{
+    Kind, Overlay, VmState,
     error::MachineError,
     record::{Record, Role},
 };
@@ -22,6 +27,26 @@ pub(crate) trait Keeper: Send + Sync + std::fmt::Debug {
     async fn wait_exit(&self);
     /// Ends it: gracefully within `grace`, then by force; removes everything but the state directory.
     async fn destroy(&self, record: &Record, grace: Duration) -> Result<(), MachineError>;
+    /// Makes a host path visible inside; what it is called there. By default the machine sees what the host sees.
+    async fn expose(&self, _record: &Record, path: &Path, _read_only: bool) -> Result<PathBuf, MachineError> {
+        Ok(path.to_path_buf())
+    }
+    /// Mounts a root file system on the host where the machine cannot do it itself; what it is called inside.
+    async fn root(&self, _record: &Record, _name: &str, _overlay: &Overlay) -> Result<Option<PathBuf>, MachineError> {
+        Ok(None)
+    }
+    /// Takes away what `root` made.
+    async fn unroot(&self, _record: &Record, _name: &str) -> Result<(), MachineError> {
+        Ok(())
+    }
+    /// Where the keeper, in its own mount namespace, has what `root` mounted.
+    fn root_on_host(&self, _record: &Record, _name: &str) -> Option<PathBuf> {
+        None
+    }
+    /// How a virtual machine is.
+    async fn vm_state(&self, _record: &Record) -> Result<Option<VmState>, MachineError> {
+        Ok(None)
+    }
 }
 
 /// A running machine. Clones are the same machine; dropping them all leaves it running.
@@ -64,6 +89,52 @@ impl Machine {
     #[must_use]
     pub fn record(&self) -> &Record {
         &self.record
+    }
+
+    /// What it is made of. For those who show it; whoever decides by it asks the wrong question.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.record.kind
+    }
+
+    /// Makes a file or folder of the host visible inside, also while the machine runs; gives its path inside. Exposing the
+    /// same again gives the same path.
+    ///
+    /// # Errors
+    /// The path does not exist, or the keeper cannot be asked.
+    pub async fn expose(&self, path: &Path, read_only: bool) -> Result<PathBuf, MachineError> {
+        self.keeper.expose(&self.record, path, read_only).await
+    }
+
+    /// Mounts the root file system `name` where the machine sees it, and gives its path inside; `None`: the machine mounts
+    /// it itself, from the same folders.
+    ///
+    /// # Errors
+    /// It cannot be mounted, or the keeper cannot be asked.
+    pub async fn root(&self, name: &str, overlay: &Overlay) -> Result<Option<PathBuf>, MachineError> {
+        self.keeper.root(&self.record, name, overlay).await
+    }
+
+    /// Takes away what [`Self::root`] mounted; nothing there is no error.
+    ///
+    /// # Errors
+    /// The keeper cannot be asked.
+    pub async fn unroot(&self, name: &str) -> Result<(), MachineError> {
+        self.keeper.unroot(&self.record, name).await
+    }
+
+    /// Where what [`Self::root`] mounted is, in the mount namespace of the process [`Self::pid`]; `None`: it is not there.
+    #[must_use]
+    pub fn root_on_host(&self, name: &str) -> Option<PathBuf> {
+        self.keeper.root_on_host(&self.record, name)
+    }
+
+    /// How a virtual machine is; `None` of other machines.
+    ///
+    /// # Errors
+    /// The keeper cannot be asked.
+    pub async fn vm_state(&self) -> Result<Option<VmState>, MachineError> {
+        self.keeper.vm_state(&self.record).await
     }
 
     /// The machine's network namespace, where it is one on this host: for moving a veth end in.

@@ -20,7 +20,12 @@ pub(crate) struct Ready {
 
 impl Ready {
     pub(crate) fn bind(socket_directory: &Path) -> io::Result<Self> {
-        Ok(Self { listener: bind_unix(&socket_directory.join(ports::READY.to_string()), 0o600)? })
+        Self::bind_at(&socket_directory.join(ports::READY.to_string()))
+    }
+
+    /// At a socket of another name.
+    pub(crate) fn bind_at(socket: &Path) -> io::Result<Self> {
+        Ok(Self { listener: bind_unix(socket, 0o600)? })
     }
 
     /// Returns once a peer wrote `READY\n`. A peer that writes anything else is ignored: the guest may still come.

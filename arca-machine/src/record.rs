@@ -9,6 +9,8 @@ use std::{
 use arca_proto::dial::Address;
 use serde::{Deserialize, Serialize};
 
+use crate::Kind;
+
 /// Name of the record in a machine's state directory.
 const FILE: &str = "machine.json";
 
@@ -28,6 +30,9 @@ pub enum Role {
 pub struct Record {
     /// Machine id.
     pub id: String,
+    /// What it is made of.
+    #[serde(default)]
+    pub kind: Kind,
     /// What it is for.
     pub role: Role,
     /// How its ports are dialled.
@@ -55,7 +60,10 @@ impl Record {
     }
 
     /// Reads the record of `state_directory`; `None` if no machine was ever launched there or it was destroyed.
-    pub(crate) fn load(state_directory: &Path) -> io::Result<Option<Self>> {
+    ///
+    /// # Errors
+    /// It cannot be read, or is no record.
+    pub fn load(state_directory: &Path) -> io::Result<Option<Self>> {
         match fs::read(state_directory.join(FILE)) {
             Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -81,6 +89,7 @@ mod tests {
         assert_eq!(Record::load(directory.path()).expect("no record"), None);
         let record = Record {
             id: "m1".into(),
+            kind: Kind::Vm,
             role: Role::Container,
             address: Address::Sockets("/x/m1".into()),
             pid: 42,

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 use serde::Deserialize;
 
 use crate::{
-    containers::{Container, Record, copy_up, files, links, mounts, names, networks, signals},
+    containers::{Container, Record, copy_up, files, inside, links, mounts, names, networks, signals},
     docker::{
         config::ContainerConfig, health::HealthConfig, host_config::HostConfig, network::EndpointSettings, ports::Port,
         time::now,
@@ -111,6 +111,12 @@ pub async fn create(
     config.volumes = config.volumes.take().filter(|volumes| !volumes.is_empty());
     host.normalise();
     validate(&config, &host)?;
+    let kind = inside::kind_named(&host.runtime).unwrap_or_else(|| engine.machines.default_kind());
+    if !host.network_mode.starts_with("container:") {
+        // It keeps what it was made for, whatever becomes the default later. In another's machine it has no say.
+        host.runtime = inside::runtime_of(kind).to_owned();
+        inside::check(kind, &host)?;
+    }
     if config.command_line().is_empty() {
         return Err(ApiError::bad_request("no command specified"));
     }

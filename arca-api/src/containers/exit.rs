@@ -159,6 +159,7 @@ pub async fn vacate(engine: &Engine, live: &Live, id: &str) {
         }
         _ => {}
     }
+    live.machine.unroot(id).await;
 }
 
 fn wants_restart(record: &crate::containers::Record, code: i32) -> bool {

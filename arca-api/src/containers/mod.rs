@@ -30,6 +30,7 @@ pub mod files;
 pub mod health;
 pub mod in_step;
 pub mod index;
+pub mod inside;
 pub mod links;
 pub mod logs;
 pub mod mounts;

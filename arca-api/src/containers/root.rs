@@ -38,6 +38,9 @@ enum Place {
     /// Its root is there, seen through a process that has it mounted. That process is in a cgroup with `within` in its
     /// path, or it is another one that got its number meanwhile.
     There { pid: u32, path: PathBuf, within: Option<String> },
+    /// Its root is mounted by its machine's keeper, the process `pid`, in a mount namespace of its own; what is mounted
+    /// over it is not. Source, and path in the container.
+    Kept { pid: u32, path: PathBuf, binds: Vec<(PathBuf, String)> },
     /// It has to be mounted.
     Mount(Mount),
 }
@@ -68,7 +71,7 @@ pub fn within(
         let place = place(&engine, &container, view);
         let mounted = match &place {
             Place::Mount(mount) => Some((op, mount.target.clone())),
-            Place::There { .. } => None,
+            Place::There { .. } | Place::Kept { .. } => None,
         };
         let (done, ended) = oneshot::channel::<()>();
         let id = container.id.clone();
@@ -98,16 +101,20 @@ fn refused(id: &str, error: &io::Error) -> ApiError {
 fn place(engine: &Engine, container: &Container, view: View) -> Place {
     let record = container.record();
     let folder = engine.folder(&record.id);
+    let points = record.mounts.iter().filter(|point| view == View::Whole && point.kind != "tmpfs");
+    let binds = points.map(|point| (point.source.clone(), point.destination.clone())).collect();
     if let Some(live) = container.live().filter(|_| record.state.is_running()) {
+        if let Some(path) = live.machine.root_on_host(&record.id) {
+            return Place::Kept { pid: live.machine.pid(), path, binds };
+        }
         return match view {
             View::Whole => Place::There { pid: record.state.pid, path: "/".into(), within: Some(record.id) },
             // The overlay alone is mounted where the machine's own first process sees it.
             View::Bare => Place::There { pid: live.machine.pid(), path: folder.join("bundle/rootfs"), within: None },
         };
     }
-    let points = record.mounts.iter().filter(|point| view == View::Whole && point.kind != "tmpfs");
     Place::Mount(Mount {
-        binds: points.map(|point| (point.source.clone(), point.destination.clone())).collect(),
+        binds,
         lower: record.layers,
         upper: folder.join("upper"),
         work: folder.join("work"),

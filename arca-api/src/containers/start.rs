@@ -8,11 +8,11 @@ use arca_proto::{init::v1 as init, netd::v1 as netd};
 use tonic::Code;
 
 use crate::{
-    containers::{Container, Record, Status, exit, files, health, links, native, networks, remove},
+    containers::{Container, Record, Status, exit, files, health, inside, links, native, networks, remove},
     docker::time::now,
     engine::Engine,
     http::{ApiError, ApiResult},
-    machines::Live,
+    machines::{Kind, Live},
     spec::{self, BindMount},
 };
 
@@ -134,7 +134,8 @@ async fn move_in(engine: &Arc<Engine>, record: &mut Record) -> ApiResult<Live> {
     }
     record.files_of = None;
     let machine = engine.tenants.open(&record.id);
-    match engine.machines.launch(&machine, native::machine_network(record)).await {
+    let (kind, size) = (inside::kind_of(engine, record), inside::size(&record.host));
+    match engine.machines.launch(&machine, kind, native::machine_network(record), size).await {
         Ok(launched) => Ok(Live::new(machine, launched)),
         Err(text) => {
             let _ = engine.tenants.leave(&machine, &record.id);
@@ -165,6 +166,12 @@ fn share(engine: &Engine, name: &str, record: &mut Record) -> ApiResult<Live> {
         let text = format!("{what} a non running container: container {} is {}", theirs.name, status.word());
         return Err(ApiError::conflict(text));
     };
+    if inside::kind_named(&record.host.runtime).is_some_and(|kind| kind != live.machine.kind()) {
+        let _ = engine.tenants.leave(&live.id, &record.id);
+        let (theirs, ours) = (inside::runtime_of(live.machine.kind()), &record.host.runtime);
+        let text = format!("{what} container {name}: its runtime is {theirs}, which is not {ours}");
+        return Err(ApiError::conflict(text));
+    }
     record.files_of = Some(theirs.files_owner().to_owned());
     record.config.hostname.clone_from(&theirs.config.hostname);
     record.config.domainname.clone_from(&theirs.config.domainname);
@@ -192,7 +199,7 @@ async fn bring_up(
     if record.files_of.is_none() {
         files::write_all(record, &folder, networks::on_user_network(record), others)?;
     }
-    let request = workload(engine, record)?;
+    let request = workload(engine, record, live).await?;
     announce_volumes(engine, record, "mount");
     let mut init = live.init.clone();
     // The runtime prepares the workload while the networks are made; its process waits for both. Neither is cut short
@@ -213,7 +220,8 @@ async fn bring_up(
         .map_err(|status| runtime_error(&status))?
         .into_inner();
     record.state.status = Status::Running;
-    record.state.pid = created.pid;
+    // The number of a process in a virtual machine means nothing here; its keeper's does.
+    record.state.pid = if live.machine.kind() == Kind::Vm { live.machine.pid() } else { created.pid };
     record.state.exit_code = 0;
     record.state.error.clear();
     record.state.oom_killed = false;
@@ -252,30 +260,32 @@ fn runtime_error(status: &tonic::Status) -> ApiError {
     }
 }
 
-fn workload(engine: &Engine, record: &Record) -> ApiResult<init::CreateWorkloadRequest> {
+async fn workload(engine: &Engine, record: &Record, live: &Live) -> ApiResult<init::CreateWorkloadRequest> {
     let folder = engine.folder(&record.id);
-    let mounts = bind_mounts(engine, record);
+    let inside = inside::show(engine, record, live).await?;
     let upper = folder.join("upper");
     let root: Vec<_> = [upper.clone()].into_iter().chain(record.layers.iter().cloned()).collect();
     let input = spec::Input {
         id: &record.id,
         config: &record.process_config(),
         host: &record.host,
-        mounts: &mounts,
+        mounts: &inside.mounts,
         root: &root,
     };
-    let spec = spec::compose(&input).map_err(|error| ApiError::bad_request(error.to_string()))?;
+    let mut spec = spec::compose(&input).map_err(|error| ApiError::bad_request(error.to_string()))?;
+    inside::adapt(live.machine.kind(), &inside, &mut spec);
     let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
+    let overlay = inside.root.is_none().then(|| init::OverlayRoot {
+        lower_directories: record.layers.iter().map(|layer| text(layer)).collect(),
+        upper_directory: text(&upper),
+        work_directory: text(&folder.join("work")),
+    });
     let [rows, columns] = record.host.console_size;
     Ok(init::CreateWorkloadRequest {
         workload_id: record.id.clone(),
         oci_spec: spec.to_string().into_bytes(),
-        root: Some(init::OverlayRoot {
-            lower_directories: record.layers.iter().map(|layer| text(layer)).collect(),
-            upper_directory: text(&upper),
-            work_directory: text(&folder.join("work")),
-        }),
-        state_directory: text(&folder),
+        root: overlay,
+        state_directory: text(&inside.state),
         stdin: record.config.open_stdin,
         terminal: record.config.tty,
         rows,

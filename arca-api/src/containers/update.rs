@@ -7,7 +7,7 @@ use arca_proto::init::v1 as init;
 use serde_json::Value;
 
 use crate::{
-    containers::{Container, Status},
+    containers::{Container, Status, inside},
     docker::host_config::HostConfig,
     engine::Engine,
     http::{ApiError, ApiResult},
@@ -33,7 +33,8 @@ pub async fn update(engine: &Arc<Engine>, container: &Arc<Container>, request: V
     let mut host = container.with(|record| record.host.clone());
     merge(&mut host, &asked, policy).map_err(within)?;
     if let Some(live) = container.live().filter(|_| matches!(status, Status::Running | Status::Paused)) {
-        let resources = spec::limits(&host).map_err(|error| within(ApiError::bad_request(error.to_string())))?;
+        let mut resources = spec::limits(&host).map_err(|error| within(ApiError::bad_request(error.to_string())))?;
+        inside::adapt_limits(live.machine.kind(), &mut resources);
         let oci_resources = resources.to_string().into_bytes();
         let request = init::UpdateWorkloadRequest { workload_id: container.id.clone(), oci_resources };
         live.init

@@ -446,7 +446,6 @@ impl HostConfig {
             (!self.userns_mode.is_empty() && self.userns_mode != "host", "--userns"),
             (!self.cgroup_parent.is_empty(), "--cgroup-parent"),
             (!matches!(self.uts_mode.as_str(), ""), "--uts"),
-            (self.runtime == "arca-vm", "--runtime arca-vm"),
         ];
         match absent.iter().find(|(asked, _)| *asked) {
             Some((_, what)) => Err(ApiError::absent(what)),

@@ -14,7 +14,7 @@ use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
     fakes::init::FakeInit,
-    machines::{Boot, Found, Machine, Network},
+    machines::{Boot, Found, Kind, Machine, Network, Overlay, Size},
 };
 
 #[derive(Debug)]
@@ -33,6 +33,24 @@ impl Machine for FakeMachine {
 
     fn pid(&self) -> u32 {
         42
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::Namespace
+    }
+
+    async fn expose(&self, path: &Path, _: bool) -> Result<PathBuf, String> {
+        Ok(path.to_path_buf())
+    }
+
+    async fn root(&self, _: &str, _: &Overlay) -> Result<Option<PathBuf>, String> {
+        Ok(None)
+    }
+
+    async fn unroot(&self, _: &str) {}
+
+    fn root_on_host(&self, _: &str) -> Option<PathBuf> {
+        None
     }
 
     async fn wait_exit(&self) {
@@ -76,7 +94,11 @@ impl FakeMachines {
 
 #[async_trait]
 impl Boot for FakeMachines {
-    async fn launch(&self, id: &str, _: Network) -> Result<Arc<dyn Machine>, String> {
+    fn default_kind(&self) -> Kind {
+        Kind::Namespace
+    }
+
+    async fn launch(&self, id: &str, _: Kind, _: Network, _: Size) -> Result<Arc<dyn Machine>, String> {
         let directory = self.root.join(&id[..12]);
         std::fs::create_dir_all(&directory).map_err(|error| error.to_string())?;
         let init = Arc::new(FakeInit::default());

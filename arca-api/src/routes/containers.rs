@@ -38,6 +38,7 @@ use crate::{
         json::{self as body, Empty},
         query::Query,
     },
+    machines::Kind,
 };
 
 type Shared = State<Arc<Engine>>;
@@ -150,6 +151,9 @@ async fn create_container(
 async fn container_top(State(engine): Shared, Path(id): Path<String>, query: Query) -> ApiResult<Json<Value>> {
     let container = engine.container(&id)?;
     container.running()?;
+    if container.live().is_some_and(|live| live.machine.kind() == Kind::Vm) {
+        return Err(ApiError::absent("container top of a virtual machine"));
+    }
     let pid = container.with(|record| record.state.pid);
     let arguments = query.get("ps_args").to_owned();
     let answer = Engine::blocking(move || top::top(pid, &arguments)).await?;

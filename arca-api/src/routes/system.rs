@@ -14,7 +14,7 @@ use axum::{
 use serde_json::{Value, json};
 
 use crate::{
-    containers::Status,
+    containers::{Status, inside},
     docker::time::{now, rfc3339},
     engine::Engine,
     http::{
@@ -187,8 +187,8 @@ async fn info(State(engine): Shared) -> ApiResult<Json<Value>> {
         "Labels": [],
         "ExperimentalBuild": false,
         "ServerVersion": VERSION,
-        "Runtimes": {"arca": {"path": "arca-init"}, "arca-ns": {"path": "arca-init"}},
-        "DefaultRuntime": "arca",
+        "Runtimes": {"arca-ns": {"path": "arca-init"}, "arca-vm": {"path": "arca-vmm"}},
+        "DefaultRuntime": inside::runtime_of(engine.machines.default_kind()),
         "Swarm": {
             "NodeID": "", "NodeAddr": "", "LocalNodeState": "inactive", "ControlAvailable": false, "Error": "",
             "RemoteManagers": null,

@@ -6,7 +6,7 @@
 //! namespaces with the helper image as its root.
 
 mod helper;
-mod process;
+pub(crate) mod process;
 mod spawn;
 
 use std::{
@@ -30,7 +30,10 @@ use self::{
     process::Process,
     spawn::{Program, Step, spawn},
 };
-use crate::{ContainerSpec, Driver, HelperSpec, Machine, MachineError, Network, Record, Role, ready::Ready};
+use crate::{
+    ContainerSpec, Driver, HelperSpec, Kind, Machine, MachineError, Network, Record, Role, machine::Keeper,
+    ready::Ready,
+};
 
 const LOG: &str = "machine.log";
 /// How much of a dead machine's log goes into the error.
@@ -39,10 +42,24 @@ const LOG_TAIL: u64 = 2048;
 const INHERITED: [&str; 2] = ["PATH", "TZ"];
 
 #[derive(Debug)]
-struct Namespaces;
+pub(crate) struct Namespaces;
 
 pub(crate) fn driver() -> Result<Arc<dyn Driver>, MachineError> {
     Ok(Arc::new(Namespaces))
+}
+
+pub(crate) fn open(record: &Record) -> Result<Option<Machine>, MachineError> {
+    let process = Process::open(record.pid, record.start_time).map_err(|source| MachineError::Process {
+        id: record.id.clone(),
+        operation: "open the process of the record",
+        source,
+    })?;
+    Ok(process.map(|process| Machine::new(record.clone(), Arc::new(process))))
+}
+
+/// Removes what a machine that is not running left: processes, cgroups, sockets, record.
+pub(crate) async fn sweep(record: &Record) -> Result<(), MachineError> {
+    process::sweep(record, Vec::new()).await
 }
 
 pub(super) fn cstring(text: impl AsRef<Path>) -> io::Result<CString> {
@@ -50,20 +67,31 @@ pub(super) fn cstring(text: impl AsRef<Path>) -> io::Result<CString> {
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "a NUL byte in a path or argument"))
 }
 
-/// What is alike in launching either machine.
-struct Boot<'a> {
-    id: &'a str,
-    role: Role,
-    socket_directory: &'a Path,
-    state_directory: &'a Path,
-    guest_directory: &'a Path,
-    environment: &'a [(String, String)],
-    ready_timeout: Duration,
-    namespaces: libc::c_int,
-    path: &'a Path,
-    arguments: Vec<String>,
-    steps: Vec<Step>,
+/// What is alike in launching machines of every role and kind that have a process here.
+pub(crate) struct Boot<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) kind: Kind,
+    pub(crate) role: Role,
+    pub(crate) address: Address,
+    pub(crate) socket_directory: &'a Path,
+    pub(crate) state_directory: &'a Path,
+    pub(crate) guest_directory: &'a Path,
+    pub(crate) environment: &'a [(String, String)],
+    pub(crate) ready_timeout: Duration,
+    pub(crate) namespaces: libc::c_int,
+    pub(crate) path: &'a Path,
+    pub(crate) arguments: Vec<String>,
+    pub(crate) steps: Vec<Step>,
+    /// Done when the folders are there and nothing runs yet.
+    pub(crate) prepare: &'a (dyn Fn() -> io::Result<()> + Sync),
+    /// What keeps its process.
+    pub(crate) keeper: &'a (dyn Fn(Process) -> Arc<dyn Keeper> + Sync),
 }
+
+/// Nothing to prepare.
+const NOTHING: &(dyn Fn() -> io::Result<()> + Sync) = &|| Ok(());
+/// The process is the keeper itself.
+const ITSELF: &(dyn Fn(Process) -> Arc<dyn Keeper> + Sync) = &|process| Arc::new(process);
 
 #[async_trait]
 impl Driver for Namespaces {
@@ -83,7 +111,9 @@ impl Driver for Namespaces {
         }
         let boot = Boot {
             id: &spec.id,
+            kind: Kind::Namespace,
             role: Role::Container,
+            address: Address::Sockets(spec.socket_directory.clone()),
             socket_directory: &spec.socket_directory,
             state_directory: &spec.state_directory,
             guest_directory: &spec.guest_directory,
@@ -93,6 +123,8 @@ impl Driver for Namespaces {
             path: &program,
             arguments,
             steps: Vec::new(),
+            prepare: NOTHING,
+            keeper: ITSELF,
         };
         boot.launch().await
     }
@@ -112,7 +144,9 @@ impl Driver for Namespaces {
         let steps = helper::steps(spec, &mount_point, &agent).map_err(file("prepare the root of", &spec.root))?;
         let boot = Boot {
             id: &spec.id,
+            kind: Kind::Namespace,
             role: Role::Helper,
+            address: Address::Sockets(spec.socket_directory.clone()),
             socket_directory: &spec.socket_directory,
             state_directory: &spec.state_directory,
             guest_directory: &spec.guest_directory,
@@ -131,21 +165,10 @@ impl Driver for Namespaces {
                 format!("--log-level={}", spec.log_level),
             ],
             steps,
+            prepare: NOTHING,
+            keeper: ITSELF,
         };
         boot.launch().await
-    }
-
-    fn open(&self, record: &Record) -> Result<Option<Machine>, MachineError> {
-        let process = Process::open(record.pid, record.start_time).map_err(|source| MachineError::Process {
-            id: record.id.clone(),
-            operation: "open the process of the record",
-            source,
-        })?;
-        Ok(process.map(|process| Machine::new(record.clone(), Arc::new(process))))
-    }
-
-    async fn sweep(&self, record: &Record) -> Result<(), MachineError> {
-        process::sweep(record, Vec::new()).await
     }
 
     async fn release_cgroups(&self, guest_directory: &Path, parent: &str) -> Result<(), MachineError> {
@@ -161,7 +184,8 @@ impl Boot<'_> {
         move |source| MachineError::File { id, operation, path, source }
     }
 
-    async fn launch(self) -> Result<Machine, MachineError> {
+    /// Launches it and waits for READY.
+    pub(crate) async fn launch(self) -> Result<Machine, MachineError> {
         self.make_way().await?;
         let launched = self.try_launch().await;
         if launched.is_err() {
@@ -173,12 +197,11 @@ impl Boot<'_> {
 
     /// Nothing may be touched of a machine that runs; what a dead one left goes first.
     async fn make_way(&self) -> Result<(), MachineError> {
-        let address = Address::Sockets(self.socket_directory.to_path_buf());
         let port = match self.role {
             Role::Container => ports::INIT,
             Role::Helper => ports::HELPER,
         };
-        if dial(&address, port).await.is_ok() {
+        if dial(&self.address, port).await.is_ok() {
             return Err(MachineError::Running {
                 id: self.id.to_owned(),
                 directory: self.socket_directory.to_path_buf(),
@@ -198,6 +221,7 @@ impl Boot<'_> {
         let log_start = log.metadata().map_or(0, |metadata| metadata.len());
         let ready = Ready::bind(self.socket_directory);
         let ready = ready.map_err(self.file("listen for READY in", self.socket_directory))?;
+        (self.prepare)().map_err(self.file("prepare", self.state_directory))?;
         let program = self.program(log).map_err(self.file("prepare the arguments of", self.path))?;
         let spawned = spawn(&program).map_err(|error| MachineError::Spawn {
             id: self.id.to_owned(),
@@ -211,15 +235,16 @@ impl Boot<'_> {
         })?;
         let record = Record {
             id: self.id.to_owned(),
+            kind: self.kind,
             role: self.role,
-            address: Address::Sockets(self.socket_directory.to_path_buf()),
+            address: self.address.clone(),
             pid: process.pid(),
             start_time: process.start_time(),
             log: log_path,
             state_directory: self.state_directory.to_path_buf(),
             guest_directory: self.guest_directory.to_path_buf(),
         };
-        let machine = Machine::new(record.clone(), Arc::new(process));
+        let machine = Machine::new(record.clone(), (self.keeper)(process));
         let booted = self.boot(&machine, &record, &ready, log_start).await;
         if booted.is_err()
             && let Err(error) = machine.destroy(Duration::ZERO).await

@@ -30,7 +30,7 @@ const CLEANUP: Duration = Duration::from_secs(5);
 const KILLED: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
-pub(super) struct Process {
+pub(crate) struct Process {
     pid: u32,
     start_time: u64,
     pidfd: AsyncFd<OwnedFd>,
@@ -52,7 +52,7 @@ impl Process {
     }
 
     /// The process `pid` if it is still the one that started at `start_time`.
-    pub(super) fn open(pid: u32, start_time: u64) -> io::Result<Option<Self>> {
+    pub(crate) fn open(pid: u32, start_time: u64) -> io::Result<Option<Self>> {
         // SAFETY: pidfd_open takes two numbers and gives a new descriptor or an error.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
         let Some(fd) = i32::try_from(fd).ok().filter(|fd| *fd >= 0) else {
@@ -92,8 +92,18 @@ impl Process {
         }
     }
 
-    async fn ended_within(&self, time: Duration) -> bool {
+    /// Whether it has ended in this time.
+    pub(crate) async fn ended_within(&self, time: Duration) -> bool {
         tokio::time::timeout(time, ended(&self.pidfd)).await.is_ok()
+    }
+
+    /// Ends it by force; what went wrong.
+    pub(crate) async fn kill(&self) -> Option<String> {
+        if let Err(error) = self.signal(libc::SIGKILL) {
+            return Some(format!("kill process {}: {error}", self.pid));
+        }
+        let ended = self.ended_within(KILLED).await;
+        (!ended).then(|| format!("process {} does not end after SIGKILL", self.pid))
     }
 
     /// Asks the machine to end itself.
@@ -133,12 +143,7 @@ impl Keeper for Process {
                 tracing::debug!(machine_id = record.id, %error, "machine cannot be asked to end; it is killed");
             }
             if asked.is_err() || !self.ended_within(grace + CLEANUP).await {
-                if let Err(error) = self.signal(libc::SIGKILL) {
-                    failures.push(format!("kill process {}: {error}", self.pid));
-                }
-                if !self.ended_within(KILLED).await {
-                    failures.push(format!("process {} does not end after SIGKILL", self.pid));
-                }
+                failures.extend(self.kill().await);
             }
         }
         sweep(record, failures).await

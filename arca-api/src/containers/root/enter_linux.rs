@@ -5,13 +5,13 @@
 use std::{
     io,
     os::fd::{AsRawFd, OwnedFd},
-    path::{Component, Path},
+    path::{Component, Path, PathBuf},
 };
 
 use nix::{
     fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
     mount::{MsFlags, mount},
-    sched::{CloneFlags, unshare},
+    sched::{CloneFlags, setns, unshare},
     sys::stat::{Mode, mkdirat},
     unistd::{chdir, chroot, fchdir},
 };
@@ -35,10 +35,17 @@ pub(super) fn enter(place: &Place) -> io::Result<()> {
             unshare(CloneFlags::CLONE_FS)?;
             change_root(&root)
         }
+        Place::Kept { pid, path, binds } => {
+            let mounts = std::fs::File::open(format!("/proc/{pid}/ns/mnt"))?;
+            unshare(CloneFlags::CLONE_FS)?;
+            setns(&mounts, CloneFlags::CLONE_NEWNS)?;
+            own_mounts()?;
+            let root = folder(path)?;
+            bind_all(&root, binds)?;
+            change_root(&root)
+        }
         Place::Mount(wanted) => {
-            unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS)?;
-            let nothing = None::<&str>;
-            mount(nothing, "/", nothing, MsFlags::MS_PRIVATE | MsFlags::MS_REC, nothing)?;
+            own_mounts()?;
             match std::fs::create_dir(&wanted.target) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
                 _ => {}
@@ -46,14 +53,28 @@ pub(super) fn enter(place: &Place) -> io::Result<()> {
             let options = options(wanted)?;
             mount(Some("overlay"), &wanted.target, Some("overlay"), MsFlags::empty(), Some(options.as_str()))?;
             let root = folder(&wanted.target)?;
-            for (source, target) in &wanted.binds {
-                let place = mount_point(&root, Path::new(target), source.is_dir())?;
-                let place = format!("/proc/self/fd/{}", place.as_raw_fd());
-                mount(Some(source), place.as_str(), nothing, MsFlags::MS_BIND | MsFlags::MS_REC, nothing)?;
-            }
+            bind_all(&root, &wanted.binds)?;
             change_root(&root)
         }
     }
+}
+
+/// From here on the thread has mounts, root and working directory of its own.
+fn own_mounts() -> io::Result<()> {
+    unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS)?;
+    let nothing = None::<&str>;
+    Ok(mount(nothing, "/", nothing, MsFlags::MS_PRIVATE | MsFlags::MS_REC, nothing)?)
+}
+
+/// Mounts what a container has mounted over its root.
+fn bind_all(root: &OwnedFd, binds: &[(PathBuf, String)]) -> io::Result<()> {
+    let nothing = None::<&str>;
+    for (source, target) in binds {
+        let place = mount_point(root, Path::new(target), source.is_dir())?;
+        let place = format!("/proc/self/fd/{}", place.as_raw_fd());
+        mount(Some(source), place.as_str(), nothing, MsFlags::MS_BIND | MsFlags::MS_REC, nothing)?;
+    }
+    Ok(())
 }
 
 fn folder(path: &Path) -> io::Result<OwnedFd> {
@@ -87,7 +108,7 @@ fn mount_point(root: &OwnedFd, target: &Path, is_folder: bool) -> io::Result<Own
             OpenHow::new().flags(flags | OFlag::O_CLOEXEC).mode(mode_of(flags)).resolve(ResolveFlag::RESOLVE_IN_ROOT);
         openat2(root, path, how)
     };
-    let mut path = std::path::PathBuf::from(".");
+    let mut path = PathBuf::from(".");
     let names: Vec<_> = target
         .components()
         .filter_map(|part| match part {
