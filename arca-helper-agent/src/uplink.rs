@@ -23,7 +23,7 @@ use tokio::sync::{Mutex, watch};
 use crate::files;
 use crate::layout::Layout;
 use crate::neighbours::{Known, Neighbours};
-use crate::vswitch::{BR_EX, BridgePort, Datapath, Vswitch, VswitchError, ingress};
+use crate::vswitch::{BR_EX, BridgePort, Datapath, Installed, Vswitch, VswitchError, ingress};
 
 /// A network, or an address in it: address and prefix length.
 pub type Subnet = (IpAddr, u8);
@@ -133,9 +133,17 @@ impl Uplink {
         wanted.config = Some(config);
         self.settle(&wanted).await?;
         if !self.neighbours.answered(&hops).await {
-            tracing::warn!(?hops, "a next hop does not answer yet: connections that begin at once may be lost at first");
+            tracing::warn!(
+                ?hops,
+                "a next hop does not answer yet: connections that begin at once may be lost at first"
+            );
         }
         Ok(self.vswitch.datapath())
+    }
+
+    /// Ports whose flows the switch has.
+    pub fn installed(&self) -> watch::Receiver<Installed> {
+        self.vswitch.installed()
     }
 
     /// MAC addresses of the next hops and of the helper itself on the uplink, as they become known.

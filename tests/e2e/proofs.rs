@@ -55,9 +55,17 @@ fn allocated_by_ovn() -> anyhow::Result<()> {
     let endpoint = engine.inspect("cc")?["NetworkSettings"]["Networks"]["n"].clone();
     let (mac, address) =
         (endpoint["MacAddress"].as_str().context("mac")?, endpoint["IPAddress"].as_str().context("ip")?);
-    let find = format!("addresses=\"{mac} dynamic\"");
-    let row = nbctl(&["--bare", "--columns=dynamic_addresses", "find", "Logical_Switch_Port", &find])?;
-    ensure!(row.trim() == format!("{mac} {address}"), "OVN says {row:?}, inspect says {mac} {address}");
+    // The database's file is the log of all that was ever written to it: the engine asked for an address, OVN gave this
+    // one, and only then it was fixed.
+    let log = fs::read_to_string(engine.home().join("data/helper/state/nb.db"))?;
+    let position = |column: &str, value: &str| {
+        let text = format!("\"{column}\":\"{mac} {value}\"");
+        log.find(&text).with_context(|| format!("{text} was never written"))
+    };
+    let steps = [("addresses", "dynamic"), ("dynamic_addresses", address), ("addresses", address)];
+    let written = steps.map(|(column, value)| position(column, value));
+    let written = written.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+    ensure!(written.is_sorted(), "asked for, given and fixed in another order: {written:?}");
     let seen = engine.docker_ok(&["exec", "cc", "ip", "-4", "-o", "address", "show", "eth0"])?;
     ensure!(seen.contains(&format!("inet {address}/")), "{seen}");
     engine.stop()
@@ -194,6 +202,9 @@ fn native_dns() -> anyhow::Result<()> {
         engine.docker_ok(&["run", "-d", "--name", name, "--network", "n", "busybox", "sleep", "1000"])?;
     }
     let address = engine.address("bb", "n")?;
+    // The resolver knows a name at once, OVN when nothing has changed for a moment.
+    let known = || nbctl(&["--bare", "--columns=records", "list", "DNS"]).is_ok_and(|text| text.contains("bb.n="));
+    eventually("the names in OVN", known)?;
     // -type=a: OVN has no answer for the AAAA question that goes along otherwise.
     let ask = |name: &str| engine.docker(&["exec", "aa", "nslookup", "-type=a", name]);
     unrepaired(|| {

@@ -233,6 +233,24 @@ impl<R: Columns> Context<'_, R> {
     }
 }
 
+/// Takes out what only adds names to OVN's records; whether there was any.
+///
+/// ovn-northd computes everything anew for each change of a record, several times, and the resolver answers a name that
+/// OVN does not know. So names may come late, but go at once: what OVN knows nobody else is asked.
+pub fn without_new_names(changes: &mut Vec<Change>) -> bool {
+    let mut any = false;
+    changes.retain_mut(|change| match change {
+        Change::Update { key, set, elements, .. } if key.table == Table::Dns => {
+            let before = elements.len();
+            elements.retain(|(column, mutator, _)| !(*column == "records" && *mutator == Mutator::Insert));
+            any |= elements.len() < before;
+            !(set.is_empty() && elements.is_empty())
+        }
+        _ => true,
+    });
+    any
+}
+
 fn push(elements: &mut Vec<(&'static str, Mutator, Value)>, column: &'static str, mutator: Mutator, value: Value) {
     if !value.is_empty() {
         elements.push((column, mutator, value));

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::address::{Addresses, MacAddr};
-use super::diff::{Change, Counts, Scope, diff, operations};
+use super::diff::{Change, Counts, Scope, diff, operations, without_new_names};
 use super::model::{Config, Declared, Endpoint, Name, Network, PublishedPort};
 use super::observed::{Columns, Observed};
 use super::rows::{Allocated, Desired, Learned, Row, Table, rows};
@@ -247,7 +247,7 @@ fn has(rows: &[Row], kind: &str) -> bool {
 const WHOLE: BTreeSet<String> = BTreeSet::new();
 
 #[test]
-fn an_endpoint_is_dynamic_first_and_named_and_guarded_when_its_address_is_known() {
+fn an_endpoint_is_dynamic_first_and_fixed_named_and_guarded_when_its_address_is_known() {
     let port =
         proto::PublishedPort { id: "p".into(), endpoint_id: id(100), protocol: 1, vip_port: 8080, target_port: 80 };
     let desired = desired(vec![network(18)], vec![endpoint(100, 18)], vec![port]);
@@ -263,7 +263,7 @@ fn an_endpoint_is_dynamic_first_and_named_and_guarded_when_its_address_is_known(
         Learned::from([(desired.endpoints.keys().next().unwrap().clone(), allocated("02:42:ac:12:00:64 172.18.0.2"))]);
     let after = rows(&config(), &desired, &learned);
     let lsp = find(&after, Table::LogicalSwitchPort, "endpoint");
-    assert_eq!(lsp.columns["addresses"], "02:42:ac:12:00:64 dynamic".into(), "OVN keeps allocating");
+    assert_eq!(lsp.columns["addresses"], "02:42:ac:12:00:64 172.18.0.2".into());
     assert_eq!(lsp.columns["port_security"], "02:42:ac:12:00:64 172.18.0.2".into());
     let records = &find(&after, Table::Dns, "dns").columns["records"];
     assert_eq!(records.get("web100"), Some("172.18.0.2"));
@@ -424,6 +424,31 @@ fn a_network_of_ipv6_alone_has_the_rows_of_that_family() {
     let four = Config { v6: None, ..config() };
     let all = rows(&four, &desired, &Learned::new());
     assert!(!has(&all, "snat6") && !has(&all, "default6"));
+}
+
+#[test]
+fn names_come_late_and_go_at_once() {
+    let mut fake = Fake::default();
+    let both = desired(vec![network(18)], vec![endpoint(100, 18), endpoint(101, 18)], vec![]);
+    let addresses = [("02:42:ac:12:00:64 172.18.0.2", 0), ("02:42:ac:12:00:65 172.18.0.3", 1)];
+    let mut ids = both.endpoints.keys().cloned();
+    let learned: Learned = addresses.iter().map(|(text, _)| (ids.next().unwrap(), allocated(text))).collect();
+    let mut follow = |wanted: &[Row], late: bool| {
+        let mut changes = diff(&fake.observed(), wanted, Scope::Whole { except: &WHOLE });
+        let held = late && without_new_names(&mut changes);
+        fake.apply(&changes);
+        let observed = fake.observed();
+        let (_, found) = observed.rows.iter().find(|(key, _)| key.table == Table::Dns).unwrap();
+        let names = ["web100", "web101"].map(|name| found.row["records"].get(name).is_some());
+        (held, names)
+    };
+    let [none, all] = [Learned::new(), learned.clone()].map(|learned| rows(&config(), &both, &learned));
+    assert_eq!(follow(&none, true), (false, [false, false]));
+    assert_eq!(follow(&all, true), (true, [false, false]));
+    assert_eq!(follow(&all, false), (false, [true, true]));
+    let one = desired(vec![network(18)], vec![endpoint(101, 18)], vec![]);
+    // What both were called is the other's alone now: that is a new name.
+    assert_eq!(follow(&rows(&config(), &one, &learned), true), (true, [false, true]));
 }
 
 #[test]

@@ -21,13 +21,14 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
-use crate::nb::diff::{Change, Counts, diff, operations};
+use crate::nb::diff::{Change, Counts, diff, operations, without_new_names};
 use crate::nb::model::{Config, EndpointId};
 use crate::nb::observed::Observed;
 use crate::nb::rows::{Learned, Row, rows};
 use crate::ovsdb::{self, Database, Snapshot};
 use crate::resolver::{NameTable, Resolver};
 use crate::uplink::Subnet;
+use crate::vswitch::Installed;
 
 use super::ServiceError;
 use super::machine::Machine;
@@ -37,6 +38,9 @@ use super::state::{Key, Live, Put, State};
 
 /// Pause before something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// Names are added to OVN's records when nothing has changed for that long, or when they have waited for the other.
+const QUIET: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(10);
 /// Transactions in a row after which the database is believed to be changed by somebody else.
 const ROUNDS: usize = 16;
 
@@ -109,6 +113,15 @@ pub(super) struct Engine<M> {
     retry: Option<Instant>,
     /// The pause is over: failed ports are tried again.
     again: bool,
+    names_wait: Option<NamesWait>,
+    installed: watch::Receiver<Installed>,
+}
+
+/// Names that OVN does not know yet.
+#[derive(Clone, Copy, Debug)]
+struct NamesWait {
+    since: Instant,
+    until: Instant,
 }
 
 impl<M: Machine> Engine<M> {
@@ -122,6 +135,7 @@ impl<M: Machine> Engine<M> {
         let (jobs, queue) = mpsc::unbounded_channel();
         let (done, finished) = mpsc::channel(8);
         tokio::spawn(ports::run(Arc::clone(&machine), queue, done));
+        let installed = machine.installed();
         let engine = Self {
             db,
             machine,
@@ -144,6 +158,8 @@ impl<M: Machine> Engine<M> {
             settled: None,
             retry: None,
             again: false,
+            names_wait: None,
+            installed,
         };
         tokio::spawn(engine.run(commands, finished));
     }
@@ -156,8 +172,11 @@ impl<M: Machine> Engine<M> {
         }
         let mut changes = self.db.changed();
         let mut neighbours = self.machine.neighbours();
+        let mut installed = self.installed.clone();
         loop {
             let retry = self.retry;
+            let names = self.names_wait.map(|wait| wait.until.min(wait.since + LONGEST));
+            let mut names_now = false;
             tokio::select! {
                 // Cancel-safe: a command is taken or not.
                 command = commands.recv() => {
@@ -175,6 +194,8 @@ impl<M: Machine> Engine<M> {
                     Some(snapshot) if Some(snapshot.generation) == self.settled => continue,
                     Some(_) => {}
                 },
+                // Cancel-safe: only tells that there is something.
+                Ok(()) = installed.changed() => {}
                 // Cancel-safe: what is there is taken below.
                 Ok(()) = neighbours.changed() => {
                     let known = neighbours.borrow_and_update().clone();
@@ -193,10 +214,16 @@ impl<M: Machine> Engine<M> {
                     self.retry = None;
                     self.again = !self.failures.is_empty();
                 }
+                // Cancel-safe: only a clock.
+                () = sleep_until(names.unwrap_or_else(Instant::now)), if names.is_some() => {
+                    self.names_wait = None;
+                    self.view.written = true;
+                    names_now = true;
+                }
             }
             // Marked as seen before it is looked at: what comes meanwhile wakes the task again.
             changes.current();
-            self.reconcile().await;
+            self.reconcile(names_now).await;
         }
     }
 
@@ -308,7 +335,7 @@ impl<M: Machine> Engine<M> {
     }
 
     /// Makes the database as it should be. Ends at once while the database is away: its return is an event.
-    async fn reconcile(&mut self) {
+    async fn reconcile(&mut self, names_now: bool) {
         let Some(config) = self.config.clone() else { return };
         for round in 0.. {
             self.look();
@@ -325,7 +352,13 @@ impl<M: Machine> Engine<M> {
             };
             // Nothing that matters has changed on either side: OVN has only answered.
             let unchanged = !self.view.written;
-            let changes = if unchanged { Vec::new() } else { diff(&self.view.observed, &wanted, self.state.scope()) };
+            let mut changes =
+                if unchanged { Vec::new() } else { diff(&self.view.observed, &wanted, self.state.scope()) };
+            if !names_now && without_new_names(&mut changes) {
+                let now = Instant::now();
+                let since = self.names_wait.map_or(now, |wait| wait.since);
+                self.names_wait = Some(NamesWait { since, until: now + QUIET });
+            }
             self.drawn = Some((learned, wanted));
             if changes.is_empty() {
                 self.view.written = false;
@@ -441,7 +474,7 @@ impl<M: Machine> Engine<M> {
             differs
         });
         self.observations.send_if_modified(|now| {
-            let new = observe(&self.state, observed, &self.failures, now);
+            let new = observe(&self.state, observed, &self.installed.borrow(), &self.failures, now);
             let differs = **now != new;
             if differs {
                 *now = Arc::new(new);

@@ -12,6 +12,7 @@ use crate::neighbours::Known;
 use crate::ports::{PortSpec, PortStatus, Ports};
 use crate::status::Source;
 use crate::uplink::{Side, Subnet, Uplink, UplinkConfig};
+use crate::vswitch::Installed;
 
 use super::machine::{Failure, Machine};
 
@@ -43,6 +44,10 @@ impl Machine for Host {
 
     fn neighbours(&self) -> watch::Receiver<Known> {
         self.uplink.neighbours()
+    }
+
+    fn installed(&self) -> watch::Receiver<Installed> {
+        self.uplink.installed()
     }
 
     async fn routes(&self, subnets: &BTreeSet<Subnet>) -> Result<(), Failure> {

@@ -26,6 +26,7 @@ use crate::neighbours::Known;
 use crate::ovsdb::{Database, Op, Snapshot, Value};
 use crate::ports::PortSpec;
 use crate::uplink::Subnet;
+use crate::vswitch::Installed;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -36,6 +37,7 @@ struct FakeMachine {
     /// A link that cannot be made.
     broken: Mutex<Option<LinkNumber>>,
     neighbours: watch::Sender<Known>,
+    installed: watch::Sender<Installed>,
 }
 
 impl Machine for Arc<FakeMachine> {
@@ -44,6 +46,9 @@ impl Machine for Arc<FakeMachine> {
     }
     fn neighbours(&self) -> watch::Receiver<Known> {
         self.neighbours.subscribe()
+    }
+    fn installed(&self) -> watch::Receiver<Installed> {
+        self.installed.subscribe()
     }
     async fn routes(&self, subnets: &BTreeSet<Subnet>) -> Result<(), Failure> {
         self.routes.lock().unwrap().clone_from(subnets);
@@ -291,6 +296,11 @@ async fn declared_objects_become_rows_and_come_back_as_observations() {
     assert_eq!(got, BTreeSet::from(["172.18.0.2/24", "172.18.0.3/24"]));
     assert!(machine.routes.lock().unwrap().contains(&("172.18.0.0".parse().unwrap(), 24)));
 
+    // An endpoint is up as soon as the switch has its flows.
+    machine.installed.send_replace([id(100)].into());
+    let seen = watch(&mut client, |seen| seen.get(&id(100)).is_some_and(|o| o.up)).await;
+    assert!(!seen.get(&id(101)).is_some_and(|o| o.up));
+
     // Who is on the uplink becomes known at any time, and may change.
     let hop = Ipv4Addr::from_bits(uplink(TEST).to_bits() + 1);
     for last in [1, 2] {
@@ -304,7 +314,7 @@ async fn declared_objects_become_rows_and_come_back_as_observations() {
         .await;
     }
 
-    // "MAC dynamic" stays; names, port security and the published port follow the address.
+    // The address is fixed; names, port security and the published port follow the address.
     let ip = seen[&id(100)].address_v4.trim_end_matches("/24").to_owned();
     eventually(&db, "names and port security", |s| {
         let records = s.rows("DNS").next().is_some_and(|(_, r)| r.key("records", "web100") == Some(&ip));
@@ -314,8 +324,7 @@ async fn declared_objects_become_rows_and_come_back_as_observations() {
     })
     .await;
     let now = db.snapshot();
-    assert_eq!(lsp(&now, 100).0, "02:42:ac:12:00:64 dynamic");
-    assert_eq!(lsp(&now, 100).1, format!("02:42:ac:12:00:64 {ip}"));
+    assert_eq!(lsp(&now, 100).0, format!("02:42:ac:12:00:64 {ip}"));
     let vip = format!("{}:8080", Ipv4Addr::from_bits(uplink(TEST).to_bits() + 2));
     let (_, published) = now.find("Load_Balancer", "name", "pub-web").unwrap();
     assert_eq!(published.key("vips", &vip), Some(format!("{ip}:80").as_str()));

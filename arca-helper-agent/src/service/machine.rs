@@ -13,6 +13,7 @@ use crate::nb::model::Config;
 use crate::neighbours::Known;
 use crate::ports::PortSpec;
 use crate::uplink::Subnet;
+use crate::vswitch::Installed;
 
 /// Any failure; its text names the operation.
 pub(super) type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -28,6 +29,9 @@ pub(super) trait Machine: Send + Sync + 'static {
 
     /// MAC addresses on the uplink, those of the next hops at the latest when `configure` returns, if they answer.
     fn neighbours(&self) -> watch::Receiver<Known>;
+
+    /// Ports whose flows the switch has, by the name of the logical one. Called once.
+    fn installed(&self) -> watch::Receiver<Installed>;
 
     /// Exactly these subnets are reached by the gateway router's address of their family, so that the resolver's answers find their way.
     fn routes(&self, subnets: &BTreeSet<Subnet>) -> impl Future<Output = Result<(), Failure>> + Send;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::nb::model::EndpointId;
 use crate::nb::observed::{Columns, EndpointRow, Observed};
+use crate::vswitch::Installed;
 
 use super::state::{Key, Kind, Refusal, State};
 
@@ -47,6 +48,7 @@ pub(super) type Observations = BTreeMap<Key, Arc<Observation>>;
 pub(super) fn observe<R: Columns>(
     state: &State,
     observed: &Observed<R>,
+    installed: &Installed,
     failures: &BTreeMap<EndpointId, String>,
     before: &Observations,
 ) -> Observations {
@@ -66,7 +68,7 @@ pub(super) fn observe<R: Columns>(
             let addresses = state.desired.addresses(&endpoint.object, &learned);
             observation.v4 = addresses.v4.zip(network.v4.as_ref()).map(|(a, v4)| (a, v4.subnet.prefix()));
             observation.v6 = addresses.v6.zip(network.v6.as_ref()).map(|(a, v6)| (a, v6.subnet.prefix()));
-            observation.up = row.up;
+            observation.up = row.up || installed.contains(id.as_str());
             let subnet4 = network.v4.as_ref().filter(|_| row.exhausted4).map(|v4| ("IPv4", v4.subnet.to_string()));
             let subnet6 = network.v6.as_ref().filter(|_| row.exhausted6).map(|v6| ("IPv6", v6.subnet.to_string()));
             let exhausted = subnet4.or(subnet6);

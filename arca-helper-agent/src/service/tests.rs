@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! By which rules declarations are accepted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use arca_proto::helper::v1::{self as proto, object};
 use proptest::prelude::*;
@@ -189,7 +189,7 @@ fn a_network_goes_after_its_endpoints() {
 fn watchers_are_told_of_changes_only() {
     let mut state = State::default();
     let rows: Observed<std::sync::Arc<ovsdb::Row>> = Observed::new([]);
-    let look = |state: &State, before: &Observations| observe(state, &rows, &BTreeMap::new(), before);
+    let look = |state: &State, before: &Observations| observe(state, &rows, &BTreeSet::new(), &BTreeMap::new(), before);
     state.apply(vec![net(1, network(18)), ep(1, endpoint(100, 18))], vec![], &Live::default());
     let first = look(&state, &Observations::new());
     assert_eq!(news(&Observations::new(), &first).len(), 2);

@@ -13,19 +13,21 @@
 pub mod buffers;
 mod datapath;
 pub mod ingress;
+mod installed;
 mod netlink;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 use crate::layout::Layout;
 use crate::ovsdb::{Atom, Database, Error, Monitor, Mutator, Op, Uuid, Value};
 
 use buffers::Raiser;
 pub use datapath::Datapath;
+pub use installed::Installed;
 pub use netlink::delete_link;
 
 /// Integration bridge: link TAPs, and OVN's flows.
@@ -81,7 +83,8 @@ pub fn first_rows(datapath: Datapath, layout: &Layout, system_id: Option<&str>, 
         ids.push(("system-id", id.into()));
     }
     // TSO must be on before ovs-vswitchd's first start: without it half-masked offloads stall TCP.
-    let config = [("userspace-tso-enable", "true")];
+    // Statistics in rows are for nobody here, and written every five seconds for each port.
+    let config = [("userspace-tso-enable", "true"), ("stats-update-interval", "3600000")];
     let mut ops = vec![
         Op::wait("Open_vSwitch", &["bridges"], &[]),
         Op::insert("Open_vSwitch")
@@ -147,6 +150,11 @@ impl Vswitch {
     /// The datapath in use.
     pub fn datapath(&self) -> Datapath {
         self.datapath
+    }
+
+    /// `iface-id`s of the ports whose flows the switch has, and every change of them.
+    pub fn installed(&self) -> watch::Receiver<Installed> {
+        installed::follow(&self.conf)
     }
 
     /// Connection to the Open_vSwitch database.
