@@ -2,11 +2,11 @@
 //! Port 9998: clients of published ports whom arca-relayd carries here because no kernel can redirect them (the protocol:
 //! [`arca_proto::publish`]). Each is led to OVN's gateway router, where a load balancer knows the container.
 //!
-//! The helper's own kernel connects, from the resolver's address on br-ex, so containers see that address. Nothing but the
-//! router can be reached through here.
+//! The helper's own kernel connects, from an address of its own on br-ex ([`Side::clients`]), which is what containers see.
+//! Nothing but the router can be reached through here.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use arca_proto::dial::Stream;
@@ -15,10 +15,10 @@ use arca_proto::publish::{self as wire, Kind, Opening, Transport};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncReadExt, BufReader, ReadHalf, WriteHalf};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout;
 
-use crate::uplink::Uplink;
+use crate::uplink::{Side, Uplink};
 
 /// Wait for the container's answer. OVN drops what comes to a port without load balancer, and the kernel would try for
 /// minutes.
@@ -39,7 +39,7 @@ pub async fn serve(listener: Listener, uplink: Uplink) {
             Ok(stream) => {
                 let uplink = uplink.clone();
                 tokio::spawn(async move {
-                    if let Err(error) = client(stream, &uplink.routers().await).await {
+                    if let Err(error) = client(stream, &uplink.sides().await).await {
                         tracing::debug!(%error, "a client of a published port was cut off");
                     }
                 });
@@ -62,7 +62,7 @@ fn raise_open_files() {
 }
 
 /// One client, until the host closes.
-async fn client(stream: Stream, routers: &[IpAddr]) -> io::Result<()> {
+async fn client(stream: Stream, sides: &[Side]) -> io::Result<()> {
     let (reader, mut writer) = tokio::io::split(stream);
     let mut reader = BufReader::with_capacity(BUFFER, reader);
     let mut payload = Vec::new();
@@ -73,12 +73,13 @@ async fn client(stream: Stream, routers: &[IpAddr]) -> io::Result<()> {
         // The host changed its mind.
         Ok(Ok(None)) | Err(_) => return Ok(()),
     };
-    if !routers.contains(&opening.to.ip()) {
+    let Some(side) = sides.iter().find(|side| side.router == opening.to.ip()) else {
         return refuse(&mut reader, &mut writer, &format!("{} is not the gateway router", opening.to.ip())).await;
-    }
+    };
+    let from = SocketAddr::new(side.clients(), 0);
     match opening.transport {
-        Transport::Tcp => bytes(reader, writer, opening.to).await,
-        Transport::Udp => datagrams(reader, writer, opening.to).await,
+        Transport::Tcp => bytes(reader, writer, from, opening.to).await,
+        Transport::Udp => datagrams(reader, writer, from, opening.to).await,
     }
 }
 
@@ -95,8 +96,14 @@ async fn closed(reader: &mut Reader) -> io::Result<()> {
     Ok(())
 }
 
-async fn bytes(mut reader: Reader, mut writer: Writer, to: SocketAddr) -> io::Result<()> {
-    let connected = timeout(PATIENCE, TcpStream::connect(to)).await;
+async fn connect(from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.bind(from)?;
+    socket.connect(to).await
+}
+
+async fn bytes(mut reader: Reader, mut writer: Writer, from: SocketAddr, to: SocketAddr) -> io::Result<()> {
+    let connected = timeout(PATIENCE, connect(from, to)).await;
     let mut server = match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
         Ok(server) => server,
         Err(error) => return refuse(&mut reader, &mut writer, &format!("connect with {to}: {error}")).await,
@@ -120,13 +127,9 @@ async fn bytes(mut reader: Reader, mut writer: Writer, to: SocketAddr) -> io::Re
     closed(&mut reader).await
 }
 
-async fn datagrams(mut reader: Reader, mut writer: Writer, to: SocketAddr) -> io::Result<()> {
-    let any: IpAddr = match to {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
+async fn datagrams(mut reader: Reader, mut writer: Writer, from: SocketAddr, to: SocketAddr) -> io::Result<()> {
     let opened = async {
-        let socket = UdpSocket::bind((any, 0)).await?;
+        let socket = UdpSocket::bind(from).await?;
         socket.connect(to).await?;
         Ok::<_, io::Error>(socket)
     };

@@ -4,6 +4,7 @@
 //! ```text
 //!   .1 next hop ── up0 ─ br-ex ─ patch ─ br-int: gateway router .2
 //!                          └── br-ex, the helper's kernel: resolver .3, containers' subnets via .2
+//!                                                          .4 whence it connects for clients of published ports
 //! ```
 //!
 //! On the netdev datapath the internal port br-ex dies with ovs-vswitchd, and its address and routes with it:
@@ -15,7 +16,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use nix::net::if_::if_nametoindex;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, CacheInfo};
 use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use tokio::sync::{Mutex, watch};
@@ -37,6 +38,17 @@ pub struct Side {
     pub next_hop: IpAddr,
     /// The helper's own address on the uplink, with the prefix length.
     pub resolver: Subnet,
+}
+
+impl Side {
+    /// Whence clients of published ports are led to the router: the address after the resolver's. It is another one because
+    /// containers may not answer to the resolver's but through their gateway, and nobody listens on it.
+    pub fn clients(&self) -> IpAddr {
+        match self.resolver.0 {
+            IpAddr::V4(address) => Ipv4Addr::from(u32::from(address).wrapping_add(1)).into(),
+            IpAddr::V6(address) => Ipv6Addr::from(u128::from(address).wrapping_add(1)).into(),
+        }
+    }
 }
 
 /// What `Configure` asks for.
@@ -151,10 +163,10 @@ impl Uplink {
         self.neighbours.subscribe()
     }
 
-    /// Addresses of the gateway router on the uplink; none before [`Uplink::configure`].
-    pub async fn routers(&self) -> Vec<IpAddr> {
+    /// The uplink in each family; none before [`Uplink::configure`].
+    pub async fn sides(&self) -> Vec<Side> {
         let wanted = self.wanted.lock().await;
-        wanted.config.iter().flat_map(UplinkConfig::sides).map(|side| side.router).collect()
+        wanted.config.iter().flat_map(UplinkConfig::sides).collect()
     }
 
     /// Subnets of the containers' networks: they lie behind the gateway router. Replaces what was set before.
@@ -225,6 +237,17 @@ impl Uplink {
                 add.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
             }
             add.execute().await.map_err(failed("set the resolver's address on"))?;
+        }
+        for side in config.sides() {
+            let mut add = handle.address().add(index, side.clients(), side.resolver.1).replace();
+            if side.resolver.0.is_ipv6() {
+                // Never the kernel's choice: the resolver asks from its own.
+                let mut never = CacheInfo::default();
+                never.ifa_valid = u32::MAX;
+                let attributes = &mut add.message_mut().attributes;
+                attributes.extend([AddressAttribute::Flags(AddressFlags::Nodad), AddressAttribute::CacheInfo(never)]);
+            }
+            add.execute().await.map_err(failed("set the address of clients on"))?;
         }
         self.routes(&handle, wanted).await?;
         let own: Vec<IpAddr> = config.sides().map(|side| side.resolver.0).collect();

@@ -1,12 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The helper's end, with the host's end played here and a "router" on the loopback interface.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use super::*;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, UnixStream};
 use tokio::task::JoinHandle;
 
-const ROUTER: [IpAddr; 1] = [IpAddr::V4(Ipv4Addr::LOCALHOST)];
+const SIDE: Side = Side {
+    router: IpAddr::V4(Ipv4Addr::LOCALHOST),
+    next_hop: IpAddr::V4(Ipv4Addr::LOCALHOST),
+    resolver: (IpAddr::V4(Ipv4Addr::new(127, 0, 0, 3)), 29),
+};
 
 struct Host {
     stream: BufReader<UnixStream>,
@@ -17,7 +23,7 @@ struct Host {
 impl Host {
     async fn open(transport: Transport, to: SocketAddr) -> Self {
         let (near, far) = UnixStream::pair().unwrap();
-        let client = tokio::spawn(async move { client(Stream::Unix(far), &ROUTER).await });
+        let client = tokio::spawn(async move { client(Stream::Unix(far), &[SIDE]).await });
         let mut host = Self { stream: BufReader::new(near), payload: Vec::new(), client };
         host.send(Kind::Open, &Opening { transport, to }.encode()).await;
         host
@@ -49,7 +55,8 @@ async fn listener() -> (TcpListener, SocketAddr) {
 async fn each_direction_ends_by_itself_and_the_helper_waits_for_the_host_to_close() {
     let (listener, address) = listener().await;
     let mut host = Host::open(Transport::Tcp, address).await;
-    let (mut server, _) = listener.accept().await.unwrap();
+    let (mut server, from) = listener.accept().await.unwrap();
+    assert_eq!(from.ip(), SIDE.clients());
     assert_eq!(host.receive().await, Some((Kind::Opened, &b""[..])));
     host.send(Kind::Data, b"question").await;
     host.send(Kind::End, b"").await;

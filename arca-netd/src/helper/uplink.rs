@@ -36,7 +36,7 @@ const LENGTH_V6: u8 = 64;
 const KEY: &str = "uplink";
 const KEY_V6: &str = "uplink6";
 
-/// `.1` host, `.2` OVN's gateway router, `.3` resolver; `::1` to `::3` in IPv6, where the host has it.
+/// `.1` host, `.2` OVN's gateway router, `.3` resolver, `.4` whence the helper connects for clients of published ports; `::1` to `::4` in IPv6, where the host has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Uplink {
     v4: Ipv4Net,
@@ -170,7 +170,7 @@ impl Uplink {
     /// Two addresses that nobody has, for a user-mode network that wants to give some.
     #[must_use]
     pub fn spare(self) -> [Ipv4Addr; 2] {
-        [self.nth(4), self.nth(5)]
+        [self.nth(5), self.nth(6)]
     }
 
     /// `address` with the network's prefix length.

@@ -1,21 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `arca helper console` and `arca helper logs`: the file that the machine's keeper writes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use arca_machine::Record;
+use arca_machine::{Kind, Record};
 use serde_json::Value;
 
 use crate::cli::{platform, print, tail::Tail};
 
 /// Prints the log as it is.
 pub(super) async fn console(record: &Record, follow: bool, tail: usize) -> anyhow::Result<()> {
-    show(&record.log, follow, tail, |line| Some(line.trim_end_matches('\r').to_owned())).await
+    show(&of(record), follow, tail, |line| Some(line.trim_end_matches('\r').to_owned())).await
 }
 
 /// Prints what programs of the helper said, one line each.
 pub(super) async fn programs(record: &Record, only: Option<&str>, follow: bool, tail: usize) -> anyhow::Result<()> {
-    show(&record.log, follow, tail, |line| said(line, only)).await
+    show(&of(record), follow, tail, |line| said(line, only)).await
+}
+
+/// What the machine itself has written. The log of a virtual one's record is its keeper's.
+pub(super) fn of(record: &Record) -> PathBuf {
+    match record.kind {
+        Kind::Namespace => record.log.clone(),
+        Kind::Vm => record.state_directory.join("console.log"),
+    }
 }
 
 async fn show(path: &Path, follow: bool, tail: usize, pick: impl Fn(&str) -> Option<String>) -> anyhow::Result<()> {

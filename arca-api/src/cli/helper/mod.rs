@@ -96,7 +96,10 @@ async fn status(record: &Record) -> anyhow::Result<()> {
     print(&format!("machine    {} ({:?})", record.id, record.kind));
     print(&format!("address    {}", record.address));
     print(&format!("keeper     pid {}", record.pid));
-    print(&format!("console    {}", record.log.display()));
+    print(&format!("console    {}", log::of(record).display()));
+    if log::of(record) != record.log {
+        print(&format!("keeper log {}", record.log.display()));
+    }
     let answer = tokio::time::timeout(PATIENCE, client(record).get_status(GetStatusRequest {})).await;
     let status = answer.map_err(anyhow::Error::from).and_then(|answer| Ok(answer?.into_inner()));
     let status = status.context("the helper's agent does not answer (see `arca helper console`)")?;
