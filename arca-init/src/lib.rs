@@ -133,7 +133,8 @@ pub fn boot() -> anyhow::Result<()> {
         machine_id: line.id().to_owned(),
         listen: ListenOn::Vsock,
         run: RUN.into(),
-        tapfwd: Some(TAPFWD.into()),
+        // A machine on a native network has a card, which is set up once; nothing stays for it.
+        tapfwd: (line.get("network") != Some("native")).then(|| TAPFWD.into()),
         log_level: line.log_level().to_owned(),
     };
     let runtime = runtime()?;
