@@ -24,6 +24,7 @@ pub(crate) const TESTS: &[(&str, Test)] = &[
     ("every_kind_of_question_has_its_answer_over_udp_and_tcp", questions),
     ("names_follow_aliases_renames_stops_and_links", follow),
     ("foreign_names_are_forwarded_but_not_from_internal_networks", forwarding),
+    ("name_servers_on_the_hosts_loopback_are_asked", loopback),
 ];
 
 const A: u16 = 1;
@@ -262,28 +263,38 @@ fn server(outside: &Outside, address: &'static str, answer: Ipv4Addr) -> anyhow:
         }
         Ok(UdpSocket::bind((address, 53))?)
     })?;
+    Ok(answering(socket, answer))
+}
+
+/// Answers each question for a name, which is counted, and those for the root.
+fn answering(socket: UdpSocket, answer: Ipv4Addr) -> Arc<AtomicUsize> {
     let count = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&count);
     // Ends with the process.
     std::thread::spawn(move || {
         let mut buffer = [0; 2048];
         while let Ok((length, peer)) = socket.recv_from(&mut buffer) {
-            let Ok((asked, end)) = name(&buffer[..length], 12) else { continue };
-            let mut reply = buffer[..end + 4].to_vec();
-            // An answer, recursion available; one question, one record unless the root was asked for.
-            reply[2] = 0x81;
-            reply[3] = 0x80;
-            let known = !asked.is_empty();
-            reply[4..12].copy_from_slice(&[0, 1, 0, u8::from(known), 0, 0, 0, 0]);
-            if known {
-                counted.fetch_add(1, Ordering::SeqCst);
-                reply.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
-                reply.extend(answer.octets());
-            }
+            let Ok(reply) = reply(&buffer[..length], answer) else { continue };
+            counted.fetch_add(usize::from(reply[7]), Ordering::SeqCst);
             let _ = socket.send_to(&reply, peer);
         }
     });
-    Ok(count)
+    count
+}
+
+/// An answer, recursion available; one question, one record unless the root was asked for.
+fn reply(query: &[u8], answer: Ipv4Addr) -> anyhow::Result<Vec<u8>> {
+    let (asked, end) = name(query, 12)?;
+    let mut reply = query.get(..end + 4).context("cut off")?.to_vec();
+    reply[2] = 0x81;
+    reply[3] = 0x80;
+    let known = !asked.is_empty();
+    reply[4..12].copy_from_slice(&[0, 1, 0, u8::from(known), 0, 0, 0, 0]);
+    if known {
+        reply.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+        reply.extend(answer.octets());
+    }
+    Ok(reply)
 }
 
 fn forwarding() -> anyhow::Result<()> {
@@ -321,4 +332,58 @@ fn forwarding() -> anyhow::Result<()> {
     engine.docker_ok(&["network", "disconnect", "n", "leaver"])?;
     ensure!(ask(engine.pid("leaver")?, "www.example.org", A)?.addresses() == ["192.0.2.1"]);
     engine.stop()
+}
+
+fn loopback() -> anyhow::Result<()> {
+    // As with systemd-resolved: the only server that the host names is on its loopback, and nothing tells of another.
+    let list = "/run/resolv.conf";
+    std::fs::write(list, "nameserver 127.0.0.53\nnameserver 127.0.0.54\n")?;
+    isolation::run("mount", &["--bind", list, "/etc/resolv.conf"])?;
+    let count = answering(UdpSocket::bind("127.0.0.54:53")?, Ipv4Addr::new(192, 0, 2, 54));
+    let streams = std::net::TcpListener::bind("127.0.0.54:53")?;
+    std::thread::spawn(move || {
+        for mut stream in streams.incoming().flatten() {
+            let mut length = [0; 2];
+            let Ok(()) = stream.read_exact(&mut length) else { continue };
+            let mut query = vec![0; u16::from_be_bytes(length).into()];
+            let Ok(()) = stream.read_exact(&mut query) else { continue };
+            let reply = reply(&query, Ipv4Addr::new(192, 0, 2, 55)).unwrap_or_default();
+            let length = u16::try_from(reply.len()).unwrap_or(0).to_be_bytes();
+            let _ = stream.write_all(&[&length[..], &reply].concat());
+        }
+    });
+    let engine = Engine::start()?;
+    engine.load_image()?;
+    engine.docker_ok(&["network", "create", "n"])?;
+    let pid = sleeper(&engine, "asker", &["--network", "n"])?;
+    let asked = |name: &str| ask(pid, name, A).map(|answer| answer.addresses());
+    ensure!(asked("www.example.org")? == ["192.0.2.54"]);
+    ensure!(ask_packet(pid, &question("www.example.net", A, true), true)?.addresses() == ["192.0.2.55"]);
+    ensure!(asked("asker")? == [engine.address("asker", "n")?]);
+    // Nobody but the helper's resolver is answered where arca-netd asks for it.
+    let addresses = isolation::output("ip", &["-4", "-o", "address", "show", "dev", &engine.uplink()])?;
+    let here =
+        addresses.split_whitespace().find_map(|word| word.strip_suffix("/29")).context("the uplink's address")?;
+    let sockets = isolation::output("ss", &["-Hlun"])?;
+    let ports: Vec<u16> = sockets
+        .split_whitespace()
+        .filter_map(|word| word.strip_prefix(&format!("{here}%{}:", engine.uplink()))?.parse().ok())
+        .collect();
+    ensure!(ports.len() == 2, "one for each server: {sockets}");
+    let before = count.load(Ordering::SeqCst);
+    let silent = |from: u32, port: u16| -> anyhow::Result<bool> {
+        isolation::in_network_of(from, || {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+            socket.send_to(&question("stranger.example", A, false), (here, port))?;
+            Ok(socket.recv(&mut [0; 512]).is_err())
+        })
+    };
+    for port in ports {
+        ensure!(silent(pid, port)? && silent(std::process::id(), port)?, "port {port} answers strangers");
+    }
+    ensure!(count.load(Ordering::SeqCst) == before, "a stranger's question was asked");
+    engine.docker_ok(&["rm", "-f", "asker"])?;
+    engine.stop()?;
+    isolation::run("umount", &["/etc/resolv.conf"])
 }
