@@ -21,7 +21,7 @@ META = {"amd64": "linux-image-cloud-amd64", "arm64": "linux-image-cloud-arm64"}
 # What every machine needs. Names as modprobe(8) takes them; what the kernel has built in is skipped.
 BOTH = [
     "virtio_pci", "virtio_mmio", "vmw_vsock_virtio_transport", "vsock_diag", "virtio_rng", "virtio_balloon", "virtio_blk",
-    "virtio_net", "virtio_console", "virtiofs", "overlay", "erofs", "ext4", "tun", "veth", "dummy", "unix_diag", "inet_diag",
+    "virtio_net", "virtio_console", "virtiofs", "overlay", "erofs", "ext4", "tun", "veth", "unix_diag", "inet_diag",
     "tcp_diag", "udp_diag", "af_packet", "nf_tables", "nft_ct", "nft_chain_nat", "nft_nat", "nft_masq", "nft_redir",
     "nft_reject_inet", "nft_limit", "nft_log", "nft_fib_inet", "nft_numgen", "nft_hash",
 ]
