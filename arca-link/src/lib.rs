@@ -10,11 +10,12 @@
 //! ```
 //!
 //! One thread per pump and one per relay, each blocked in epoll until there is something to do; no timers, no spinning,
-//! no task per frame. Own `unsafe` lives in [`tap`] and `sys` only: ioctls, socket options and eventfd.
+//! no task per frame. Own `unsafe` lives in [`tap`], `sys` and `slice` only: ioctls, socket options, eventfd, scheduling.
 #![cfg(target_os = "linux")]
 
 mod pump;
 pub mod relay;
+mod slice;
 pub mod stats;
 mod sys;
 pub mod tap;
@@ -26,5 +27,6 @@ pub use arca_proto::{
 };
 pub use pump::{LinkState, Pump, PumpConfig, PumpError};
 pub use relay::{Relay, RelayConfig, RelayCounters, RelayState};
+pub use slice::short_slices;
 pub use stats::Counters;
 pub use tap::{Tap, TapConfig, TapError};

@@ -26,6 +26,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use tokio::sync::watch;
 
 use crate::{
+    slice::short_slices_here,
     stats::{Counters, Meter},
     sys::{self, Waker},
 };
@@ -221,6 +222,7 @@ impl Worker {
     }
 
     fn run(mut self, state: &watch::Sender<RelayState>) {
+        short_slices_here();
         let why = match self.serve(state) {
             Ok(()) => "closed".into(),
             Err((end, error)) => {

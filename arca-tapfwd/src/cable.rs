@@ -260,7 +260,7 @@ async fn begin(shared: &Shared, mut stream: UnixStream, former: Option<u64>) -> 
         (note, _) => return Err(Broken::OutOfTurn(note)),
     };
     // Before the far side sees a frame of this connection.
-    let limited = veth::limit_offloads(&shared.settings.interface, offloads).map_err(Broken::Offloads);
+    let limited = veth::limit_offloads(shared.settings.interface.as_str(), offloads).map_err(Broken::Offloads);
     let plugged = match limited {
         Ok(()) => shared.plug(namespace).await,
         Err(error) => Err(error),

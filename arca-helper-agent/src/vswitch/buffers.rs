@@ -27,6 +27,10 @@ impl Raiser {
     pub(super) fn new(pid: i32) -> io::Result<Self> {
         // SAFETY: pidfd_open takes two integers and returns a new descriptor or -1.
         let process = unsafe { owned(libc::syscall(libc::SYS_pidfd_open, pid, 0)) }?;
+        // Its main thread moves every frame there is, and is one more that a frame waits for.
+        if let Err(error) = arca_link::short_slices(pid) {
+            tracing::debug!(%error, "no short slices for ovs-vswitchd");
+        }
         Ok(Self { pid, process, done: HashSet::new() })
     }
 

@@ -51,7 +51,7 @@ pub(crate) const HOLD: Duration = Duration::from_millis(250);
 /// How long the stream may take nothing while there is something for it. Longer than the relay waits for the other end: who
 /// is nearest to what stands still finds it, and an end finds what the relay cannot see, a stream that stands still before
 /// it reaches the relay.
-pub(crate) const STUCK: Duration = Duration::from_secs(5);
+pub(crate) const STUCK: Duration = Duration::from_secs(10);
 
 /// What a pump joins.
 #[derive(Debug)]

@@ -20,7 +20,7 @@ use super::{
     lent::Borrowed,
     queue::{ReceiveBuffer, SendQueue},
 };
-use crate::sys;
+use crate::{slice::short_slices_here, sys};
 
 const WAKE: u64 = 0;
 const LISTENER: u64 = 1;
@@ -99,6 +99,7 @@ impl Worker {
     }
 
     pub(super) fn run(mut self) {
+        short_slices_here();
         if let Err(error) = self.serve() {
             tracing::error!(link = %self.shared.link, tap = self.shared.tap.name(), %error, "pump ended");
             self.shared.state.send_modify(|state| {
