@@ -22,6 +22,7 @@ mod proofs;
 mod publishing;
 mod races;
 mod story;
+mod vm;
 mod vmnet;
 mod vmnet_features;
 
@@ -57,6 +58,7 @@ fn tests() -> BTreeMap<String, Test> {
         ("publishing", publishing::TESTS),
         ("races", races::TESTS),
         ("story", story::TESTS),
+        ("vm", vm::TESTS),
         ("vmnet", vmnet::TESTS),
         ("vmnet_features", vmnet_features::TESTS),
     ];

@@ -67,6 +67,23 @@ impl Ran {
     }
 }
 
+/// Whether this run is to have its containers in virtual machines (`./dev test --machine vm`).
+#[must_use]
+pub fn over_vms() -> bool {
+    env::var("ARCA_TEST_MACHINE").is_ok_and(|machine| machine == "vm")
+}
+
+/// Why this machine cannot make virtual machines, if it cannot. A run over them does not ask: there it is a failure.
+#[must_use]
+pub fn vms_missing() -> Option<String> {
+    let named = |variable: &str| {
+        let path = PathBuf::from(env::var_os(variable)?);
+        path.exists().then_some(path)
+    };
+    let missing = ["ARCA_KERNEL_PATH", "ARCA_INIT_IMAGE"].into_iter().find(|variable| named(variable).is_none())?;
+    Some(format!("{missing} names no file (./dev makes and names what virtual machines are made of)"))
+}
+
 /// Folder of `arca` and the daemons.
 ///
 /// # Errors
@@ -118,8 +135,12 @@ impl Engine {
         // What every machine can do is what most tests are about; those of other carriers name theirs.
         let stream = ["link=stream"];
         let carrier = if config.iter().any(|pair| pair.starts_with("link=")) { &[][..] } else { &stream[..] };
+        // What containers live in is what the run was asked for, whatever this machine could do.
+        let machine = [if over_vms() { "machine=vm" } else { "machine=namespace" }];
+        let named = config.iter().any(|pair| pair.starts_with("machine="));
+        let machine = if named { &[][..] } else { &machine[..] };
         let mut arguments: Vec<&str> = Vec::new();
-        for pair in carrier.iter().chain(config) {
+        for pair in carrier.iter().chain(machine).chain(config) {
             arguments.extend(["-c", pair]);
         }
         arguments.extend(["daemon", "start"]);

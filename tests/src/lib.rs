@@ -12,6 +12,7 @@ pub mod audit;
 pub mod clients;
 pub mod engine;
 pub mod http;
+pub mod inside;
 pub mod isolation;
 pub mod leaks;
 pub mod measure;
