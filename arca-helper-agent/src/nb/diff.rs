@@ -4,7 +4,9 @@
 //! Rows without Arca's `external_ids` and references to them are never touched. Sets and maps are changed by their
 //! differing elements only, so the cost of a transaction does not grow with the network.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
 
 use super::observed::{Columns, Observed, ObservedRow};
 use super::rows::{ENGINE, Row, RowKey, Table};
@@ -98,9 +100,9 @@ impl Counts {
 }
 
 /// What must change for the owned rows to become the desired ones.
-pub fn diff<R: Columns>(observed: &Observed<R>, desired: &[Row], scope: Scope<'_>) -> Vec<Change> {
+pub fn diff<R: Columns>(observed: &Observed<R>, desired: &[Arc<Row>], scope: Scope<'_>) -> Vec<Change> {
     let context = Context { observed, wanted: desired.iter().map(|row| &row.key).collect(), scope };
-    let named: BTreeMap<Atom, Uuid> = observed.rows.iter().map(|(key, found)| (key.reference(), found.uuid)).collect();
+    let named = &observed.references;
     let mut changes = Vec::new();
     for (key, found) in observed.rows.iter().chain(observed.doubles.iter().map(|(k, f)| (k, f))) {
         let double = observed.rows.get(key).is_some_and(|kept| kept.uuid != found.uuid);
@@ -113,10 +115,10 @@ pub fn diff<R: Columns>(observed: &Observed<R>, desired: &[Row], scope: Scope<'_
     for row in desired {
         match observed.rows.get(&row.key) {
             None => {
-                let columns = row.columns.iter().map(|(column, value)| (*column, resolve(value, &named)));
+                let columns = row.columns.iter().map(|(column, value)| (*column, resolve(value, named).into_owned()));
                 changes.push(Change::Insert { key: row.key.clone(), columns: columns.collect() });
             }
-            Some(found) => changes.extend(context.update(row, found, &named)),
+            Some(found) => changes.extend(context.update(row, found, named)),
         }
     }
     changes
@@ -145,18 +147,19 @@ fn is_multiple(column: &str) -> bool {
     )
 }
 
-fn resolve(value: &Value, named: &BTreeMap<Atom, Uuid>) -> Value {
+fn resolve<'a>(value: &'a Value, named: &BTreeMap<Atom, Uuid>) -> Cow<'a, Value> {
     match value {
         Value::Set(set) if set.iter().any(|a| matches!(a, Atom::Named(_))) => {
-            Value::set(set.iter().map(|atom| named.get(atom).map_or_else(|| atom.clone(), |uuid| Atom::Uuid(*uuid))))
+            let atom = |atom: &Atom| named.get(atom).map_or_else(|| atom.clone(), |uuid| Atom::Uuid(*uuid));
+            Cow::Owned(Value::set(set.iter().map(atom)))
         }
-        other => other.clone(),
+        other => Cow::Borrowed(other),
     }
 }
 
 struct Context<'a, R> {
     observed: &'a Observed<R>,
-    wanted: BTreeSet<&'a RowKey>,
+    wanted: HashSet<&'a RowKey>,
     scope: Scope<'a>,
 }
 
@@ -196,7 +199,7 @@ impl<R: Columns> Context<'_, R> {
             }
             let wanted = resolve(wanted, named);
             let current = found.row.get(column).unwrap_or(&nothing);
-            match (&wanted, current) {
+            match (wanted.as_ref(), current) {
                 (wanted, current) if wanted == current => {}
                 (Value::Map(wanted), Value::Map(current)) => {
                     let stale = |(key, value): &(&Atom, &Atom)| match wanted.get(key) {
@@ -216,7 +219,7 @@ impl<R: Columns> Context<'_, R> {
                     let come = wanted.difference(current).cloned();
                     push(&mut elements, column, Mutator::Insert, Value::Set(come.collect()));
                 }
-                _ => drop(set.insert(*column, wanted)),
+                _ => drop(set.insert(*column, wanted.into_owned())),
             }
         }
         if set.is_empty() && elements.is_empty() {

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The owned rows found in the database, by their `external_ids`. Made anew from each snapshot by the service.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::address::Addresses;
 use super::model::EndpointId;
 use super::network::{NUMBER, NUMBER4};
 use super::rows::{Allocated, Learned, RowKey, Table};
-use crate::ovsdb::{self, Monitor, Snapshot, Uuid, Value};
+use crate::ovsdb::{self, Atom, Monitor, Snapshot, Uuid, Value};
 
 /// A row whose columns can be read; the test's fake has its own.
 pub trait Columns {
@@ -38,6 +38,8 @@ pub struct ObservedRow<R> {
 pub struct Observed<R> {
     /// By identity.
     pub rows: HashMap<RowKey, ObservedRow<R>>,
+    /// UUIDs by what stands for the rows in desired ones.
+    pub references: BTreeMap<Atom, Uuid>,
     /// Identity by UUID.
     pub keys: HashMap<Uuid, RowKey>,
     /// Rows with the identity of another one: nobody writes these but a fault.
@@ -79,6 +81,7 @@ impl Observed<Arc<ovsdb::Row>> {
         for change in &changes {
             if let Some(key) = self.keys.remove(&change.uuid) {
                 self.rows.remove(&key);
+                self.references.remove(&key.reference());
             }
         }
         for change in changes {
@@ -99,7 +102,8 @@ fn is_ovns(column: &str) -> bool {
 impl<R: Columns> Observed<R> {
     /// Keeps the rows that carry Arca's `external_ids`.
     pub fn new(all: impl IntoIterator<Item = (Table, Uuid, R)>) -> Self {
-        let mut observed = Self { rows: HashMap::new(), keys: HashMap::new(), doubles: Vec::new() };
+        let mut observed =
+            Self { rows: HashMap::new(), references: BTreeMap::new(), keys: HashMap::new(), doubles: Vec::new() };
         for (table, uuid, row) in all {
             observed.add(table, uuid, row);
         }
@@ -114,11 +118,15 @@ impl<R: Columns> Observed<R> {
         self.keys.insert(uuid, key.clone());
         let mut found = ObservedRow { uuid, network, row };
         match self.rows.get_mut(&key) {
-            None => drop(self.rows.insert(key, found)),
+            None => {
+                self.references.insert(key.reference(), uuid);
+                self.rows.insert(key, found);
+            }
             Some(kept) => {
                 // Which one stays must not depend on the order of a hash map.
                 if found.uuid < kept.uuid {
                     std::mem::swap(&mut found, kept);
+                    self.references.insert(key.reference(), uuid);
                 }
                 self.doubles.push((key, found));
             }

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 use super::address::{Addresses, MacAddr};
 use super::model::{Config, Declared, Endpoint, EndpointId, Network, NetworkId, PublishedPort, PublishedPortId, Reach};
@@ -219,8 +220,9 @@ impl Desired {
 }
 
 /// Collects rows; every row gets its `external_ids` here.
+#[derive(Default)]
 pub(super) struct Rows {
-    rows: Vec<Row>,
+    rows: Vec<Arc<Row>>,
 }
 
 /// Object a row belongs to.
@@ -252,13 +254,13 @@ impl Rows {
         let mut columns = BTreeMap::from(columns);
         columns.insert("external_ids", Value::map(ids));
         let reference = key.reference();
-        self.rows.push(Row { key, network: owner.network.cloned(), columns });
+        self.rows.push(Arc::new(Row { key, network: owner.network.cloned(), columns }));
         reference
     }
 }
 
 /// What hangs on the gateway router.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct RouterParts {
     pub(super) ports: Vec<Atom>,
     pub(super) routes: Vec<Atom>,
@@ -267,9 +269,66 @@ pub(super) struct RouterParts {
     pub(super) load_balancers: Vec<Atom>,
 }
 
+impl RouterParts {
+    fn extend(&mut self, other: Self) {
+        let Self { ports, routes, policies, nat, load_balancers } = other;
+        self.ports.extend(ports);
+        self.routes.extend(routes);
+        self.policies.extend(policies);
+        self.nat.extend(nat);
+        self.load_balancers.extend(load_balancers);
+    }
+}
+
+/// Rows of a network, with all that they follow from beside the configuration.
+struct Drawn {
+    network: Declared<Network>,
+    members: Vec<(Declared<Endpoint>, Addresses)>,
+    rows: Vec<Arc<Row>>,
+    router: RouterParts,
+}
+
+impl Drawn {
+    fn is_of(&self, network: &Declared<Network>, members: &Members<'_>) -> bool {
+        let same =
+            |(known, (endpoint, addresses)): (&(Declared<Endpoint>, Addresses), &(&Declared<Endpoint>, Addresses))| {
+                known.1 == *addresses && known.0 == **endpoint
+            };
+        self.network == *network && self.members.len() == members.len() && self.members.iter().zip(members).all(same)
+    }
+}
+
+/// Draws up rows; those of networks on which nothing has changed are the ones of before.
+#[derive(Default)]
+pub struct Drawing {
+    config: Option<Config>,
+    networks: BTreeMap<NetworkId, Drawn>,
+}
+
+impl Drawing {
+    /// All rows for what is declared.
+    pub fn rows(&mut self, config: &Config, desired: &Desired, learned: &Learned) -> Vec<Arc<Row>> {
+        if self.config.as_ref() != Some(config) {
+            self.networks.clear();
+            self.config = Some(config.clone());
+        }
+        self.networks.retain(|id, _| desired.networks.contains_key(id));
+        draw(&mut self.networks, config, desired, learned)
+    }
+}
+
 /// All rows for what is declared.
-pub fn rows(config: &Config, desired: &Desired, learned: &Learned) -> Vec<Row> {
-    let mut rows = Rows { rows: Vec::new() };
+pub fn rows(config: &Config, desired: &Desired, learned: &Learned) -> Vec<Arc<Row>> {
+    draw(&mut BTreeMap::new(), config, desired, learned)
+}
+
+fn draw(
+    known: &mut BTreeMap<NetworkId, Drawn>,
+    config: &Config,
+    desired: &Desired,
+    learned: &Learned,
+) -> Vec<Arc<Row>> {
+    let mut rows = Rows::default();
     let engine = Owner { id: ENGINE, generation: 0, network: None };
     let networks = || desired.networks.values().map(|n| &n.object);
 
@@ -308,7 +367,17 @@ pub fn rows(config: &Config, desired: &Desired, learned: &Learned) -> Vec<Row> {
     }
     for network in desired.networks.values() {
         let members = members.remove(&network.object.id).unwrap_or_default();
-        network::rows(&mut rows, config, network, &members, [&services, &services6], &mut router);
+        let id = &network.object.id;
+        if !known.get(id).is_some_and(|drawn| drawn.is_of(network, &members)) {
+            let (mut own, mut parts) = (Rows::default(), RouterParts::default());
+            network::rows(&mut own, config, network, &members, [&services, &services6], &mut parts);
+            let members = members.into_iter().map(|(endpoint, addresses)| (endpoint.clone(), addresses)).collect();
+            known.insert(id.clone(), Drawn { network: network.clone(), members, rows: own.rows, router: parts });
+        }
+        if let Some(drawn) = known.get(id) {
+            rows.rows.extend(drawn.rows.iter().cloned());
+            router.extend(drawn.router.clone());
+        }
     }
     for port in desired.ports.values() {
         router.load_balancers.extend(published(&mut rows, config, desired, port, learned));

@@ -3,6 +3,7 @@
 //! unreferenced rows and weak references as OVSDB has them (RFC 7047 section 3.2).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
@@ -10,7 +11,7 @@ use super::address::{Addresses, MacAddr};
 use super::diff::{Change, Counts, Scope, diff, operations, without_new_names};
 use super::model::{Config, Declared, Endpoint, Name, Network, PublishedPort};
 use super::observed::{Columns, Observed};
-use super::rows::{Allocated, Desired, Learned, Row, Table, rows};
+use super::rows::{Allocated, Desired, Drawing, Learned, Row, Table, rows};
 use crate::ovsdb::{Atom, Mutator, Uuid, Value};
 use arca_proto::helper::v1 as proto;
 
@@ -145,7 +146,7 @@ fn mutate(current: &mut Value, mutator: Mutator, by: Value) {
     }
 }
 
-fn contents_of(rows: &[Row]) -> BTreeMap<String, BTreeMap<String, Value>> {
+fn contents_of(rows: &[Arc<Row>]) -> BTreeMap<String, BTreeMap<String, Value>> {
     let columns = |r: &Row| r.columns.iter().map(|(c, v)| ((*c).to_owned(), v.clone())).collect();
     rows.iter().map(|r| (format!("{:?}", r.key), columns(r))).collect()
 }
@@ -236,11 +237,11 @@ fn v6_only(n: u8) -> proto::Network {
     proto::Network { subnet_v4: String::new(), gateway_v4: String::new(), exclude_v4: vec![], ..dual(n) }
 }
 
-fn find<'a>(rows: &'a [Row], table: Table, kind: &str) -> &'a Row {
+fn find<'a>(rows: &'a [Arc<Row>], table: Table, kind: &str) -> &'a Row {
     rows.iter().find(|r| r.key.table == table && r.key.kind == kind).unwrap_or_else(|| panic!("{table:?} {kind}"))
 }
 
-fn has(rows: &[Row], kind: &str) -> bool {
+fn has(rows: &[Arc<Row>], kind: &str) -> bool {
     rows.iter().any(|r| r.key.kind == kind)
 }
 
@@ -433,7 +434,7 @@ fn names_come_late_and_go_at_once() {
     let addresses = [("02:42:ac:12:00:64 172.18.0.2", 0), ("02:42:ac:12:00:65 172.18.0.3", 1)];
     let mut ids = both.endpoints.keys().cloned();
     let learned: Learned = addresses.iter().map(|(text, _)| (ids.next().unwrap(), allocated(text))).collect();
-    let mut follow = |wanted: &[Row], late: bool| {
+    let mut follow = |wanted: &[Arc<Row>], late: bool| {
         let mut changes = diff(&fake.observed(), wanted, Scope::Whole { except: &WHOLE });
         let held = late && without_new_names(&mut changes);
         fake.apply(&changes);
@@ -646,8 +647,10 @@ proptest! {
     #[test]
     fn applying_a_difference_gives_the_desired_rows_and_twice_changes_nothing(steps in proptest::collection::vec(any_desired(), 1..5)) {
         let mut fake = Fake::default();
+        let mut drawing = Drawing::default();
         for (desired, learned) in steps {
             let mut wanted = rows(&config(), &desired, &learned);
+            prop_assert_eq!(&drawing.rows(&config(), &desired, &learned), &wanted);
             let changes = diff(&fake.observed(), &wanted, Scope::Whole { except: &WHOLE });
             // Addressing of a network that lives on stays as it was first written.
             let kept = fake.contents();
@@ -655,7 +658,7 @@ proptest! {
             for row in &mut wanted {
                 if row.key.table == Table::LogicalSwitch
                     && let Some(live) = kept.get(&format!("{:?}", row.key)) {
-                    row.columns.insert("other_config", live["other_config"].clone());
+                    Arc::make_mut(row).columns.insert("other_config", live["other_config"].clone());
                 }
             }
             prop_assert_eq!(fake.contents(), contents_of(&wanted));

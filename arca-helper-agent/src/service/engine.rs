@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::nb::diff::{Change, Counts, diff, operations, without_new_names};
 use crate::nb::model::{Config, EndpointId};
 use crate::nb::observed::Observed;
-use crate::nb::rows::{Learned, Row, rows};
+use crate::nb::rows::{Drawing, Learned, Row};
 use crate::ovsdb::{self, Database, Snapshot};
 use crate::resolver::{NameTable, Resolver};
 use crate::uplink::Subnet;
@@ -107,7 +107,8 @@ pub(super) struct Engine<M> {
     failures: BTreeMap<EndpointId, String>,
     view: View,
     /// Rows that should be, drawn up for these addresses; none after a declaration changed.
-    drawn: Option<(Learned, Vec<Row>)>,
+    drawn: Option<(Learned, Vec<Arc<Row>>)>,
+    drawing: Drawing,
     /// Generation of the snapshot that was found to be as it should be.
     settled: Option<u64>,
     retry: Option<Instant>,
@@ -155,6 +156,7 @@ impl<M: Machine> Engine<M> {
             failures: BTreeMap::new(),
             view: View::default(),
             drawn: None,
+            drawing: Drawing::default(),
             settled: None,
             retry: None,
             again: false,
@@ -347,7 +349,7 @@ impl<M: Machine> Engine<M> {
                 Some((known, rows)) if known == learned => rows,
                 _ => {
                     self.view.written = true;
-                    rows(&config, &self.state.desired, &learned)
+                    self.drawing.rows(&config, &self.state.desired, &learned)
                 }
             };
             // Nothing that matters has changed on either side: OVN has only answered.
