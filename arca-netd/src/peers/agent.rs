@@ -295,12 +295,14 @@ impl Agent {
     /// The connected client, waiting for a helper that is on its way.
     async fn client(&self) -> Result<Client> {
         let mut clients = self.client.subscribe();
+        let mut starting = self.helper.is_starting();
         loop {
             match timeout(PATIENCE, clients.wait_for(Option::is_some)).await {
                 Ok(Ok(client)) => return client.clone().ok_or_else(|| self.away()),
                 Ok(Err(_)) => return Err(self.away()),
-                // A virtual machine on an emulated processor takes long to boot, but not for ever.
-                Err(_) if self.helper.is_starting() => {}
+                // A virtual machine on an emulated processor takes long to boot, but not for ever; what then runs takes its
+                // time once more.
+                Err(_) if starting || self.helper.is_starting() => starting = self.helper.is_starting(),
                 Err(_) => return Err(self.away()),
             }
         }
