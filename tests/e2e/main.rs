@@ -11,6 +11,8 @@ mod compose;
 mod containers;
 mod daemons;
 mod files;
+mod helper;
+mod helper_vm;
 mod ipv6;
 mod isolation;
 mod leak_check;
@@ -47,6 +49,8 @@ fn tests() -> BTreeMap<String, Test> {
         ("containers", containers::TESTS),
         ("daemons", daemons::TESTS),
         ("files", files::TESTS),
+        ("helper", helper::TESTS),
+        ("helper_vm", helper_vm::TESTS),
         ("ipv6", ipv6::TESTS),
         ("isolation", isolation::TESTS),
         ("leak_check", leak_check::TESTS),

@@ -41,14 +41,14 @@ fn engine(networks: &[&[&str]]) -> anyhow::Result<Engine> {
     Ok(engine)
 }
 
-fn sleeper(engine: &Engine, name: &str, arguments: &[&str]) -> anyhow::Result<()> {
+pub(crate) fn sleeper(engine: &Engine, name: &str, arguments: &[&str]) -> anyhow::Result<()> {
     let all = [&["run", "-d", "--name", name][..], arguments, &["busybox", "sleep", "1000"]].concat();
     engine.docker_ok(&all).map(drop)
 }
 
 /// Serves a port of a running container, TCP and UDP: who asked, and what. The connection stays open until the client
 /// ends it.
-fn serve(engine: &Engine, name: &str, port: u16) -> anyhow::Result<()> {
+pub(crate) fn serve(engine: &Engine, name: &str, port: u16) -> anyhow::Result<()> {
     let (tcp, udp) = in_network_of(engine.pid(name)?, || -> anyhow::Result<_> {
         Ok((TcpListener::bind(("0.0.0.0", port))?, UdpSocket::bind(("0.0.0.0", port))?))
     })?;
@@ -84,7 +84,7 @@ fn open(to: &str) -> anyhow::Result<(TcpStream, IpAddr)> {
     Ok((stream, String::from_utf8(text)?.parse().with_context(|| format!("{to} said nothing"))?))
 }
 
-fn who(to: &str) -> anyhow::Result<IpAddr> {
+pub(crate) fn who(to: &str) -> anyhow::Result<IpAddr> {
     open(to).map(|(_, who)| who)
 }
 
@@ -95,7 +95,7 @@ fn refuses(to: &str) -> bool {
 }
 
 /// Asks by UDP until an answer comes: a datagram may be lost.
-fn udp_who(to: &str) -> anyhow::Result<IpAddr> {
+pub(crate) fn udp_who(to: &str) -> anyhow::Result<IpAddr> {
     let unspecified = if to.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
     let socket = UdpSocket::bind(unspecified)?;
     socket.set_read_timeout(Some(Duration::from_secs(2)))?;
@@ -112,7 +112,7 @@ fn udp_who(to: &str) -> anyhow::Result<IpAddr> {
 }
 
 /// The engine's address on its uplink: who comes in by a listener is that to the container.
-fn uplink(engine: &Engine) -> anyhow::Result<IpAddr> {
+pub(crate) fn uplink(engine: &Engine) -> anyhow::Result<IpAddr> {
     let text = output("ip", &["-4", "-o", "address", "show", "dev", &engine.uplink()])?;
     Ok(text.split_whitespace().nth(3).and_then(|net| net.split('/').next()).context("uplink")?.parse()?)
 }
