@@ -41,6 +41,8 @@ ip netns exec outside python3 {here}/outside.py serve up1 $ROOT/outside &
 until [ -e $ROOT/outside ]; do sleep 0.05; done
 ip route add default via 192.0.2.1
 ip -6 route add default via 2001:db8:2::1
+ip netns exec outside ip route add 10.88.0.0/13 via 192.0.2.2
+ip netns exec outside ip -6 route add fd00:88::/32 via 2001:db8:2::2
 echo nameserver 192.0.2.1 >$ROOT/resolv.conf
 mount --bind $ROOT/resolv.conf /etc/resolv.conf
 """

@@ -24,6 +24,8 @@ mod proofs;
 mod publishing;
 mod races;
 mod story;
+mod reach;
+mod services;
 mod vm;
 mod vmnet;
 mod vmnet_features;
@@ -63,6 +65,8 @@ fn tests() -> BTreeMap<String, Test> {
         ("races", races::TESTS),
         ("story", story::TESTS),
         ("vm", vm::TESTS),
+        ("reach", reach::TESTS),
+        ("services", services::TESTS),
         ("vmnet", vmnet::TESTS),
         ("vmnet_features", vmnet_features::TESTS),
     ];

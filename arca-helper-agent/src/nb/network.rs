@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::address::{Addresses, MacAddr, reverse_name};
 use super::model::{Config, Declared, Endpoint, Name, Network, Network4, Network6, NetworkId, Protocol};
-use super::rows::{ALL4, ALL6, Owner, PRIVATE4, PRIVATE6, RouterParts, Rows, Table, acl, allow, fold};
+use super::rows::{Owner, PRIVATE4, PRIVATE6, RouterParts, Rows, Table, acl, allow, fold};
 use crate::ovsdb::{Atom, Value};
 
 /// Endpoints of a network with the addresses they have.
@@ -218,9 +218,8 @@ fn dhcp6(rows: &mut Rows, owner: Owner<'_>, config: &Config, v6: &Network6, mac:
 
 /// What other networks send to one that is open goes by way of the host, which says to which ports.
 fn by_the_host(rows: &mut Rows, owner: Owner<'_>, config: &Config, n: &Network) -> Vec<Atom> {
-    let mut reroute = |kind, family: &str, everybody: &str, subnet: String, next_hop: String| {
-        let expression =
-            format!("{family}.src == ${everybody} && {family}.src != {subnet} && {family}.dst == {subnet}");
+    let mut reroute = |kind, family: &str, subnet: String, next_hop: String| {
+        let expression = format!("{family}.dst == {subnet} && {family}.src != {subnet}");
         let columns = [
             ("priority", 1000_i64.into()),
             ("match", expression.into()),
@@ -230,9 +229,9 @@ fn by_the_host(rows: &mut Rows, owner: Owner<'_>, config: &Config, n: &Network) 
         rows.add(owner, Table::LogicalRouterPolicy, kind, columns)
     };
     let v4 = n.v4.as_ref().filter(|v4| v4.reach.open);
-    let v4 = v4.map(|v4| reroute("open4", "ip4", ALL4, v4.subnet.to_string(), config.next_hop.to_string()));
+    let v4 = v4.map(|v4| reroute("open4", "ip4", v4.subnet.to_string(), config.next_hop.to_string()));
     let v6 = config.v6.zip(n.v6.as_ref().filter(|v6| v6.reach.open));
-    let v6 = v6.map(|(up, v6)| reroute("open6", "ip6", ALL6, v6.subnet.to_string(), up.next_hop.to_string()));
+    let v6 = v6.map(|(up, v6)| reroute("open6", "ip6", v6.subnet.to_string(), up.next_hop.to_string()));
     v4.into_iter().chain(v6).collect()
 }
 

@@ -23,10 +23,6 @@ pub const LOCALNET_PORT: &str = "ext-ln";
 pub const PHYSICAL_NETWORK: &str = "ext";
 /// arca-id of rows that belong to no object.
 pub const ENGINE: &str = "engine";
-/// Address_Set of all IPv4 subnets.
-pub(super) const ALL4: &str = "arca_subnets";
-/// Address_Set of all IPv6 subnets.
-pub(super) const ALL6: &str = "arca_subnets6";
 /// Address_Set of the IPv4 subnets that other networks do not reach.
 pub(super) const PRIVATE4: &str = "arca_private";
 /// The same of IPv6.
@@ -347,8 +343,6 @@ fn draw(
         sides.map(|v6| v6.subnet.to_string()).collect()
     };
     for (kind, name, subnets) in [
-        ("subnets4", ALL4, subnets4(|_| true)),
-        ("subnets6", ALL6, subnets6(|_| true)),
         ("private4", PRIVATE4, subnets4(|reach| !reach.open)),
         ("private6", PRIVATE6, subnets6(|reach| !reach.open)),
         ("closed4", CLOSED4, subnets4(|reach| !reach.direct)),
@@ -383,6 +377,16 @@ fn draw(
         router.load_balancers.extend(published(&mut rows, config, desired, port, learned));
     }
 
+    if !router.policies.is_empty() {
+        // What the host has let in, or sends back.
+        let columns = [
+            ("priority", 2000_i64.into()),
+            ("match", "inport == \"gw-ext\"".into()),
+            ("action", "allow".into()),
+            ("nexthops", Value::empty()),
+        ];
+        router.policies.push(rows.add(engine, Table::LogicalRouterPolicy, "from-host", columns));
+    }
     let mut default = |kind, prefix: &'static str, next_hop: String| {
         let columns = [("ip_prefix", prefix.into()), ("nexthop", next_hop.into()), ("output_port", "gw-ext".into())];
         rows.add(engine, Table::LogicalRouterStaticRoute, kind, columns)

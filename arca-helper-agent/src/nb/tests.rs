@@ -392,7 +392,6 @@ fn a_network_that_the_host_lets_in_is_not_closed_by_ovn() {
     let open = proto::Network { keep_source_v4: true, direct_v4: true, open_v4: true, ..dual(18) };
     let all = rows(&config(), &desired(vec![open, dual(19)], vec![], vec![]), &Learned::new());
     let set = |kind: &str| find(&all, Table::AddressSet, kind).columns["addresses"].clone();
-    assert_eq!(set("subnets4"), Value::set(["172.18.0.0/24", "172.19.0.0/24"]));
     assert_eq!((set("private4"), set("closed4")), (Value::set(["172.19.0.0/24"]), Value::set(["172.19.0.0/24"])));
     assert_eq!(set("closed6"), Value::set(["fd00:18::/64", "fd00:19::/64"]));
     let sources = |kind: &str| all.iter().filter(|row| row.key.kind == kind).count();
@@ -400,6 +399,10 @@ fn a_network_that_the_host_lets_in_is_not_closed_by_ovn() {
     let policy = find(&all, Table::LogicalRouterPolicy, "open4");
     assert_eq!(policy.columns["nexthops"], Value::set(["192.168.127.1"]));
     assert!(!has(&all, "open6"));
+    // What comes from the host is not sent there again.
+    let back = find(&all, Table::LogicalRouterPolicy, "from-host");
+    assert_eq!((&back.columns["priority"], &back.columns["action"]), (&2000_i64.into(), &"allow".into()));
+    assert_eq!(policy.columns["priority"], 1000_i64.into());
 }
 
 #[test]

@@ -152,6 +152,7 @@ impl Engine {
             host_v6,
             uplink: uplink.net(),
             uplink_v6: uplink.v6().map(UplinkV6::net),
+            ipv6: hostnet::has_ipv6(),
             routes: self.helper.routes(),
             default_kind: self.settings.default_kind,
         })

@@ -24,7 +24,7 @@ use arca_proto::{
 };
 use futures_util::{StreamExt as _, stream};
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Mutex, Notify, watch},
     time::Instant,
 };
 use tonic::{Code, transport::Channel};
@@ -55,6 +55,8 @@ pub struct Relay {
     sessions: AtomicU64,
     links: watch::Sender<HashMap<u32, proto::Link>>,
     kick: Notify,
+    /// A comparison that binds what was just withdrawn would hold a port that nobody has.
+    ports: Mutex<()>,
 }
 
 /// Why a host port could not be bound.
@@ -79,6 +81,7 @@ impl Relay {
             sessions: AtomicU64::new(0),
             links: watch::Sender::new(HashMap::new()),
             kick: Notify::new(),
+            ports: Mutex::new(()),
         }
     }
 
@@ -272,12 +275,11 @@ impl Relay {
                 }
             }
             Action::Publish(id) => {
+                // Whoever withdraws it meanwhile has forgotten it first, and gives it back after this.
+                let _alone = self.ports.lock().await;
                 let wanted = || self.desired().listeners.get(&id).cloned();
                 let Some(bound) = wanted() else { return Ok(()) };
                 let published = self.publish(&id, &bound).await;
-                if wanted().is_none() {
-                    return self.unpublish(id.as_str()).await;
-                }
                 published.map_err(|error| match error {
                     BindError::Taken => Error::Failed(format!("host port {} was taken meanwhile", bound.host_port)),
                     BindError::NotLocal => Error::Failed(format!("{} is no address of this host now", bound.host_ip)),
@@ -358,6 +360,7 @@ impl Relay {
     /// # Errors
     /// If arca-relayd does not answer.
     pub async fn unpublish(&self, id: &str) -> Result<()> {
+        let _alone = self.ports.lock().await;
         let gone = self.client().unpublish(proto::UnpublishRequest { id: id.into() }).await;
         absent_is_fine(gone, || "give a published port back".into())
     }

@@ -36,6 +36,8 @@ pub struct Context {
     pub uplink: Ipv4Net,
     /// Its IPv6 side.
     pub uplink_v6: Option<Ipv6Net>,
+    /// The kernel has IPv6.
+    pub ipv6: bool,
     /// This host can have routes to networks of the ovs backend.
     pub routes: bool,
     /// What "" and "bridge" mean.
@@ -99,6 +101,9 @@ pub fn network(mut spec: Spec, state: &State, context: &Context) -> Result<Netwo
     let enable_ipv6 = switch(spec.enable_ipv6, "com.docker.network.enable_ipv6", &mut spec, false)?;
     if !enable_ipv4 && !enable_ipv6 {
         return Err(Error::Invalid("IPv4 or IPv6 must be enabled".into()));
+    }
+    if enable_ipv6 && !spec.config_only && !context.ipv6 {
+        return Err(Error::Unsupported(NO_IPV6.into()));
     }
     let mut found = ipam::check(&spec.ipam_pools, enable_ipv6)?;
     // A configuration is checked where it is used.
@@ -179,6 +184,8 @@ fn kind_of(spec: &mut Spec, default_kind: DefaultKind) -> Result<Kind> {
     }
 }
 
+const NO_IPV6: &str =
+    "IPv6 is not available: this host's kernel has none (is it switched off by ipv6.disable=1, or the module missing?)";
 const NO_SWARM: &str = "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.";
 
 fn not_yet(driver: &str) -> Error {

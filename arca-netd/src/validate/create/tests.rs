@@ -12,6 +12,7 @@ pub(crate) fn context() -> Context {
         host_v6: Vec::new(),
         uplink: "192.168.127.0/29".parse().unwrap(),
         uplink_v6: Some("fd00:77::/64".parse().unwrap()),
+        ipv6: true,
         routes: true,
         default_kind: DefaultKind::Ovs,
     }
@@ -130,4 +131,12 @@ fn a_configuration_network_is_copied() {
     assert_eq!(copy.spec.labels["a"], "1");
     let own = Spec { config_from: "cfg".into(), ..with_pool("y", "10.2.0.0/24") };
     assert!(make(own, &draft).unwrap_err().to_string().starts_with("user specified configurations"));
+}
+
+#[test]
+fn without_ipv6_in_the_kernel_a_network_of_it_is_refused_and_others_are_made() {
+    let without = Context { ipv6: false, ..context() };
+    let six = Spec { enable_ipv6: Some(true), ..spec("six") };
+    assert!(matches!(network(six, &State::default(), &without), Err(Error::Unsupported(text)) if text == NO_IPV6));
+    assert!(network(spec("four"), &State::default(), &without).is_ok());
 }
