@@ -276,21 +276,25 @@ impl RouterParts {
     }
 }
 
+/// An endpoint with the addresses it had.
+type Member = (Declared<Endpoint>, Addresses);
+
 /// Rows of a network, with all that they follow from beside the configuration.
 struct Drawn {
     network: Declared<Network>,
-    members: Vec<(Declared<Endpoint>, Addresses)>,
+    members: Vec<Member>,
     rows: Vec<Arc<Row>>,
     router: RouterParts,
 }
 
 impl Drawn {
     fn is_of(&self, network: &Declared<Network>, members: &Members<'_>) -> bool {
-        let same =
-            |(known, (endpoint, addresses)): (&(Declared<Endpoint>, Addresses), &(&Declared<Endpoint>, Addresses))| {
-                known.1 == *addresses && known.0 == **endpoint
-            };
-        self.network == *network && self.members.len() == members.len() && self.members.iter().zip(members).all(same)
+        let same = |known: &Member, (endpoint, addresses): &(&Declared<Endpoint>, Addresses)| {
+            known.1 == *addresses && known.0 == **endpoint
+        };
+        self.network == *network
+            && self.members.len() == members.len()
+            && self.members.iter().zip(members).all(|(known, member)| same(known, member))
     }
 }
 
