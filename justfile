@@ -42,9 +42,9 @@ guests:
 image: guests
     helpervm-image/build --quiet --agent {{ guest_dir }}/arca-helper-agent
 
-# Build the kernel of virtual machines from Debian's source and verify it: [x86_64|arm64] [--install FILE]
+# Build the kernel of virtual machines from Debian's source, verify it, install it as ~/.arca/vmlinux: [x86_64|arm64]
 kernel *arguments:
-    kernel-config/build "$@"
+    kernel-config/build --install {{ env("HOME", "/root") }}/.arca/vmlinux "$@"
 
 # Build the image that container machines boot: arca-init, arca-tapfwd, crun, nft: [x86_64|arm64] [--install FILE]
 vminit arch=arch() *arguments: (vm-guests arch)
