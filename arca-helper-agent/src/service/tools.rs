@@ -9,6 +9,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 
+use crate::layout::Layout;
+
 /// By name; whatever of them the image has.
 const TOOLS: [&str; 8] =
     ["ovn-nbctl", "ovn-sbctl", "ovs-vsctl", "ovs-ofctl", "ovs-dpctl", "ovs-appctl", "ovn-appctl", "nft"];
@@ -41,7 +43,11 @@ pub(super) fn run(words: &[String], stdin: Vec<u8>, output: mpsc::Sender<ExecOut
         ToolError::Unknown(name.to_owned(), there.join(", "))
     })?;
     let mut command = Command::new(path);
-    command.args(&words[1..]).env_clear().env("PATH", FOLDERS.join(":")).kill_on_drop(true);
+    command
+        .args(with_target(name, &words[1..], &Layout::default()))
+        .env_clear()
+        .env("PATH", FOLDERS.join(":"))
+        .kill_on_drop(true);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().map_err(|error| ToolError::Start(name.to_owned(), error))?;
     tokio::spawn(async move {
@@ -52,6 +58,32 @@ pub(super) fn run(words: &[String], stdin: Vec<u8>, output: mpsc::Sender<ExecOut
         }
     });
     Ok(())
+}
+
+/// The arguments of a tool that talks to a daemon's control socket, with the socket's path in place of the daemon's name:
+/// sockets here have no process id in their names. Nobody named: ovs-vswitchd, or ovn-controller.
+fn with_target(tool: &str, arguments: &[String], layout: &Layout) -> Vec<String> {
+    let (folder, own) = match tool {
+        "ovs-appctl" => (layout.ovs_run(), "ovs-vswitchd"),
+        "ovn-appctl" => (layout.ovn_run(), "ovn-controller"),
+        _ => return arguments.to_vec(),
+    };
+    let socket = |daemon: &str| match daemon.contains('/') {
+        true => daemon.to_owned(),
+        false => folder.join(daemon).with_extension("ctl").display().to_string(),
+    };
+    let mut arguments = arguments.to_vec();
+    if let Some(target) = arguments.iter().find_map(|word| word.strip_prefix("--target=").map(socket)) {
+        arguments.retain(|word| !word.starts_with("--target="));
+        arguments.insert(0, format!("--target={target}"));
+    } else if let Some(at) = arguments.iter().position(|word| word == "-t") {
+        if let Some(daemon) = arguments.get_mut(at + 1) {
+            *daemon = socket(daemon);
+        }
+    } else {
+        arguments.insert(0, format!("--target={}", socket(own)));
+    }
+    arguments
 }
 
 async fn attend(mut child: Child, stdin: Vec<u8>, output: &mpsc::Sender<ExecOutput>) {
@@ -87,6 +119,23 @@ async fn pass(stream: Option<impl AsyncRead + Unpin>, output: &mpsc::Sender<Exec
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_daemon_is_asked_at_its_own_socket_by_name_or_without_one() {
+        let layout = Layout::default();
+        let asked = |tool: &str, words: &[&str]| {
+            let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+            with_target(tool, &words, &layout).join(" ")
+        };
+        let (ovs, ovn) = (layout.ovs_run(), layout.ovn_run());
+        let vswitchd = format!("--target={}", ovs.join("ovs-vswitchd.ctl").display());
+        assert_eq!(asked("ovs-appctl", &["version"]), format!("{vswitchd} version"));
+        let northd = ovn.join("ovn-northd.ctl").display().to_string();
+        assert_eq!(asked("ovn-appctl", &["-t", "ovn-northd", "status"]), format!("-t {northd} status"));
+        assert_eq!(asked("ovn-appctl", &["--target=ovn-northd", "status"]), format!("--target={northd} status"));
+        assert_eq!(asked("ovn-appctl", &["-t", "/x/y.ctl", "status"]), "-t /x/y.ctl status");
+        assert_eq!(asked("ovn-nbctl", &["show"]), "show");
+    }
 
     #[test]
     fn only_tools_are_run() {
