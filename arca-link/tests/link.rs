@@ -403,5 +403,82 @@ fn a_flooding_or_stalled_link_leaves_its_neighbour_alone() {
     until("a megabyte of the neighbour's", || neighbour.counters.to_helper().bytes >= 1 << 20);
     stop.send(()).expect("a running sender");
     assert_eq!(sender.join().expect("sent"), receiver.join().expect("received"));
-    assert!(stalled.helper.pump().state().linked && flooding.helper.pump().state().linked);
+    assert!(flooding.helper.pump().state().linked);
+    // The stalled one is up but does not move. It is found and closed, so that whoever dials anew has it work again.
+    let state = wait(stalled.helper.pump().watch(), |state| !state.linked);
+    assert_eq!(state.last_error.as_deref(), Some("the relay took nothing for 10 s"));
+}
+
+/// Every byte that a capture saw of one frame after another, until there are `count` TCP segments with payload.
+fn longest_segment(captured: &OwnedFd, count: usize) -> usize {
+    let (mut longest, mut seen, mut frame) = (0, 0, [0; 70_000]);
+    while seen < count {
+        let flags = nix::sys::socket::MsgFlags::empty();
+        let length = nix::sys::socket::recv(captured.as_raw_fd(), &mut frame, flags).expect("a frame");
+        // IPv4 and TCP, more than headers.
+        if frame[12..14] == [8, 0] && frame[23] == 6 && length > 100 {
+            (longest, seen) = (longest.max(length), seen + 1);
+        }
+    }
+    longest
+}
+
+#[test]
+fn a_lent_tap_gets_what_its_borrower_agreed_to_and_is_followed_there() {
+    for (offered, whole) in [(Offloads::ALL, true), (Offloads::NONE, false)] {
+        let Some(mut rig) = Rig::adjusted(|_| {}, move |config| config.offered = offered) else { return };
+        let captured = rig.helper.netns.run(|| capture("eth0"));
+        let _relay = rig.hand_over();
+        let tracer = rig.helper.pump().tracer();
+        let mut told = tracer.listen();
+        let (client, server) = rig.tcp();
+        let receiver = receive(server);
+        let (stop, stopped) = mpsc::channel();
+        let sender = send_until(client, stopped);
+        let longest = longest_segment(&captured, 300);
+        stop.send(()).expect("a running sender");
+        assert_eq!(sender.join().expect("sent"), receiver.join().expect("received"));
+        assert_eq!(longest > 1514, whole, "the longest of 300 segments had {longest} bytes, agreed: {offered}");
+        assert_eq!(rig.helper.pump().from_stream().drops, 0);
+        // The borrower moves the frames, so it is the hop that tells.
+        let (mut to_helper, mut to_container) = (0, 0);
+        while let Ok(passed) = told.try_recv() {
+            let number = if passed.to_helper { &mut to_helper } else { &mut to_container };
+            assert!(passed.first > *number && passed.frames > 0 && passed.went_ns >= passed.came_ns, "{passed:?}");
+            *number = passed.first + passed.frames - 1;
+        }
+        assert!(to_helper > 0 && to_container > 0);
+        assert!(!rig.container.pump().tracer().is_on());
+    }
+}
+
+#[test]
+fn a_frame_has_the_same_number_at_every_hop() {
+    let Some(mut rig) = Rig::new() else { return };
+    let _relay = rig.join();
+    let tracers = [rig.container.pump().tracer(), rig.counters.tracer(), rig.helper.pump().tracer()];
+    let mut listeners = tracers.each_ref().map(|tracer| tracer.listen());
+    assert_eq!(rig.ping(20, Duration::ZERO).len(), 20);
+    // Echo requests alone have this length; what else the kernels say to each other may still be on its way.
+    const ECHO: u64 = 14 + 20 + 64;
+    let mut seen = listeners.each_mut().map(|listener| {
+        let mut echoes = Vec::new();
+        while let Ok(passed) = listener.try_recv() {
+            if passed.to_helper && passed.frames == 1 && passed.bytes == ECHO {
+                echoes.push((passed.first, passed.came_ns, passed.went_ns));
+            }
+        }
+        echoes
+    });
+    let numbers = |hop: &Vec<(u64, u64, u64)>| hop.iter().map(|echo| echo.0).collect::<Vec<_>>();
+    // One may have come together with something else.
+    let common: Vec<u64> =
+        numbers(&seen[0]).into_iter().filter(|n| seen[1..].iter().all(|hop| numbers(hop).contains(n))).collect();
+    assert!(common.len() > 10, "{seen:?}");
+    for hop in &mut seen {
+        hop.retain(|echo| common.contains(&echo.0));
+    }
+    for ((one, two), three) in seen[0].iter().zip(&seen[1]).zip(&seen[2]) {
+        assert!(one.1 <= one.2 && one.1 < two.1 && two.1 <= two.2 && two.1 < three.1, "{one:?} {two:?} {three:?}");
+    }
 }

@@ -9,7 +9,7 @@ use std::{
     io::{self, Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream},
     os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
@@ -21,6 +21,10 @@ use std::{
 
 use arca_link::{
     Kind, LinkNumber, Pump, PumpConfig, Relay, RelayConfig, RelayState, Tap, TapConfig, relay::RelayCounters,
+};
+use arca_proto::{
+    hello::{Carrier, Hello},
+    note::{self, Note},
 };
 use nix::libc;
 use tokio::sync::watch::Receiver;
@@ -141,8 +145,9 @@ pub fn wait<T: Clone>(receiver: Receiver<T>, reached: impl FnMut(&T) -> bool) ->
 
 /// The same from within a runtime.
 pub async fn wait_in_runtime<T: Clone>(mut receiver: Receiver<T>, reached: impl FnMut(&T) -> bool) -> T {
-    let waited = tokio::time::timeout(Duration::from_secs(10), receiver.wait_for(reached)).await;
-    waited.expect("within ten seconds").expect("a living sender").clone()
+    // Longer than any clock in the code: a pump gives up a stream that stands still after ten seconds.
+    let waited = tokio::time::timeout(Duration::from_secs(25), receiver.wait_for(reached)).await;
+    waited.expect("within 25 seconds").expect("a living sender").clone()
 }
 
 /// Both ends and whatever relay joins them.
@@ -196,6 +201,38 @@ impl Rig {
             counters: self.counters.clone(),
         })
         .expect("a relay")
+    }
+
+    /// Has the container's end lend its TAP to the helper's, as arca-relayd does for the carrier `tap-fd`; waits until
+    /// frames can flow. The streams are the connection.
+    pub fn hand_over(&mut self) -> [UnixStream; 2] {
+        self.epoch += 1;
+        let ends = [&self.container, &self.helper];
+        let [container, helper] = ends.map(|end| UnixStream::connect(&end.socket).expect("a listening pump"));
+        let hello = |mut from: &UnixStream| {
+            let mut said = [0; Hello::SIZE];
+            from.read_exact(&mut said).expect("a hello");
+            said
+        };
+        for (mut to, other) in [(&container, &helper), (&helper, &container)] {
+            let relay = Hello::relay(link_number(), self.epoch).carrying(Carrier::TapFd);
+            to.write_all(&relay.encode()).expect("written");
+            to.write_all(&hello(other)).expect("written");
+        }
+        let note = |from: &UnixStream| note::Reader::default().read(from).expect("a note").expect("a blocking stream");
+        let (said, lent) = note(&container);
+        assert_eq!(said, Note::Lend);
+        let lent = lent.expect("a TAP");
+        note::send(&helper, &Note::Lend, Some(lent.as_fd())).expect("written");
+        assert_eq!(note(&helper).0, Note::Taken);
+        note::send(&container, &Note::Taken, None).expect("written");
+        assert_eq!(note(&container).0, Note::Taken);
+        note::send(&helper, &Note::Taken, None).expect("written");
+        for end in ends {
+            let epoch = self.epoch;
+            wait(end.pump().watch(), |state| state.linked && state.epoch == epoch);
+        }
+        [container, helper]
     }
 
     /// A TCP connection from the container to the helper.

@@ -129,3 +129,30 @@ async fn an_end_that_appears_late_is_found_and_other_ends_replace_the_link() {
     opening.await.expect("the call").expect_err("replaced");
     assert_eq!(links.list().await[0].progress.phase, Phase::Up);
 }
+
+#[tokio::test]
+async fn a_link_that_is_up_but_does_not_move_is_dialled_anew_and_moves() {
+    let (machines, links) = (Machines::new(), Links::new());
+    let (opened, (mut container, stuck, epoch)) =
+        tokio::join!(links.open(link(), machines.ends(), PATIENCE), machines.answer());
+    assert_eq!(opened.expect("both ends answered").stuck, 0);
+    // The helper's end says hello and then takes nothing, while the container has more than all queues on the way hold.
+    let frame = [&60u32.to_le_bytes()[..], &[0; 60]].concat();
+    let writing = tokio::spawn(async move {
+        let many = frame.repeat(4096);
+        // Ends when the relay closes it.
+        while container.write_all(&many).await.is_ok() {}
+    });
+    let (mut container, mut helper, next) = machines.answer().await;
+    writing.await.expect("the stuck connection was closed on both ends");
+    assert!(next > epoch);
+    drop(stuck);
+    let frame = [&60u32.to_le_bytes()[..], &[7; 60]].concat();
+    container.write_all(&frame).await.expect("written");
+    let mut got = vec![0; frame.len()];
+    helper.read_exact(&mut got).await.expect("it moves again");
+    assert_eq!(got, frame);
+    // Frames may be a moment ahead of the link's own state.
+    let again = links.open(link(), machines.ends(), PATIENCE).await.expect("no change");
+    assert_eq!((again.stuck, again.progress.reconnects), (1, 1));
+}
