@@ -4,7 +4,8 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    os::unix::net::UnixStream,
     time::Duration,
 };
 
@@ -14,6 +15,7 @@ use arca_tests::{
     isolation, measure,
     outside::{self, Outside},
     story,
+    wire::{self, Wire},
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -49,7 +51,7 @@ fn auto() -> anyhow::Result<()> {
 
 fn suite(carrier: &str) -> anyhow::Result<()> {
     let outside = Outside::start()?;
-    let engine = Engine::start_with(&[&format!("link={carrier}")])?;
+    let engine = Engine::start_with(&[&format!("link={carrier}"), "metrics=sockets"])?;
     engine.load_image()?;
     let mtu = format!("com.docker.network.driver.mtu={MTU}");
     engine.docker_ok(&["network", "create", "--subnet", "10.91.0.0/24", "-o", &mtu, "n"])?;
@@ -66,8 +68,9 @@ fn suite(carrier: &str) -> anyhow::Result<()> {
     kept_apart(&engine).context("isolation")?;
     counted(&engine).context("counters")?;
     sizes(&engine).context("sizes")?;
-    // Out through the uplink: the digests of both ends agree, so no checksum was left unfinished where it mattered.
-    measure::transfer(engine.pid("aa")?, outside.pid(), outside::ADDRESS, 24, |_| Ok(())).context("to the outside")?;
+    followed(&engine, carrier).context("trace")?;
+    out(&engine, outside.pid()).context("to the outside")?;
+    alone(&engine, outside.pid()).context("beside a flood and a standstill")?;
     restarts(&engine).context("restarts")?;
     engine.stop()
 }
@@ -151,6 +154,97 @@ fn sizes(engine: &Engine) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Single frames are followed where they pass processes of the engine, and figures of every hop are served.
+fn followed(engine: &Engine, carrier: &str) -> anyhow::Result<()> {
+    let link = links(engine)?[0]["link"].to_string();
+    let trace = || engine.program("arca-relayd", &["trace", &link, "--seconds", "1", "--json"]);
+    let (a, b, address) = (engine.pid("aa")?, engine.pid("bb")?, engine.address("bb", "n")?);
+    let traced = std::thread::scope(|scope| -> anyhow::Result<_> {
+        let trace = scope.spawn(trace);
+        while !trace.is_finished() {
+            measure::ping_pong(a, b, &address, Some(Duration::from_millis(2)), 20)?;
+        }
+        trace.join().map_err(|_| anyhow::anyhow!("the trace panicked"))
+    })?;
+    let hops = match carrier {
+        "cable" => {
+            ensure!(traced.code != 0 && traced.stderr.contains("is a cable"), "{traced:?}");
+            &["tapfwd", "agent"][..]
+        }
+        "tap-fd" => &["agent"],
+        _ => &["tapfwd", "relayd", "agent"],
+    };
+    if carrier != "cable" {
+        let told: Vec<Value> = serde_json::from_str(&traced.ok()?)?;
+        for hop in hops {
+            for to_helper in [true, false] {
+                let of_hop = told.iter().filter(|event| event["hop"] == *hop && event["toHelper"] == to_helper);
+                ensure!(of_hop.count() > 10, "{hop}, to helper {to_helper}: of {} events", told.len());
+            }
+        }
+        ensure!(told.iter().all(|event| hops.iter().any(|hop| event["hop"] == *hop)), "another hop");
+    }
+    let served = figures(engine)?;
+    for hop in hops {
+        let frames = format!("arca_link_frames_total{{link=\"{link}\",carrier=\"{carrier}\",hop=\"{hop}\",direction=");
+        let counted: Vec<u64> =
+            served.lines().filter_map(|line| line.strip_prefix(&frames)?.split_once("} ")?.1.parse().ok()).collect();
+        ensure!(counted.len() == 2 && counted.iter().all(|frames| *frames > 20), "{hop}: {counted:?} in {served}");
+    }
+    Ok(())
+}
+
+/// What arca-relayd serves to Prometheus.
+fn figures(engine: &Engine) -> anyhow::Result<String> {
+    let mut stream = UnixStream::connect(engine.home().join("run/relayd.metrics")).context("the metrics' socket")?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: arca\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    ensure!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    Ok(answer)
+}
+
+/// Out through the uplink onto a wire without offloads: whole frames of at most the MTU, each with its checksum.
+fn out(engine: &Engine, outside: u32) -> anyhow::Result<()> {
+    wire::without_offloads("wan0")?;
+    let capture = Wire::open(outside, "wan1")?;
+    measure::transfer(engine.pid("aa")?, outside, outside::ADDRESS, 4, |_| Ok(()))?;
+    let frames = capture.so_far()?;
+    // Of those that came: the outside's own are heard too, before its kernel has finished them.
+    let own: Ipv4Addr = outside::ADDRESS.parse()?;
+    let came = frames.iter().filter(|frame| frame.get(30..34) == Some(&own.octets()[..]));
+    let tcp: Vec<(usize, bool)> = came.filter_map(|f| Some((f.len(), wire::tcp_checksum(f)?))).collect();
+    ensure!(tcp.len() > 50, "{} of {} frames were TCP", tcp.len(), frames.len());
+    ensure!(tcp.iter().all(|(length, right)| *length <= 1514 && *right), "{tcp:?}");
+    Ok(())
+}
+
+/// One container floods another, then stands still and takes nothing; a third notices neither.
+fn alone(engine: &Engine, outside: u32) -> anyhow::Result<()> {
+    let (a, b, third) = (engine.pid("aa")?, engine.pid("bb")?, engine.pid("other")?);
+    let (to_a, to_b) = (engine.address("aa", "n")?, engine.address("bb", "n")?);
+    let transfer = || measure::transfer(third, outside, outside::ADDRESS, 2, |_| Ok(())).map(drop);
+    let flood =
+        |from, to, address: &str| measure::udp_load(from, to, address, f64::INFINITY, Duration::from_millis(300));
+    std::thread::scope(|scope| -> anyhow::Result<()> {
+        let flooding = scope.spawn(|| flood(b, a, &to_a));
+        transfer().context("beside a flood")?;
+        let load = flooding.join().map_err(|_| anyhow::anyhow!("the flood panicked"))??;
+        ensure!(load.received > 0.0, "{load:?}");
+        Ok(())
+    })?;
+    let stopped = Pid::from_raw(tapfwd(engine.inspect("bb")?["Id"].as_str().context("an id")?)?);
+    kill(stopped, Signal::SIGSTOP)?;
+    let beside = flood(a, b, &to_b).and_then(|_| transfer().context("beside a standstill"));
+    kill(stopped, Signal::SIGCONT)?;
+    beside?;
+    // It goes on when it can: its link may have been dialled anew meanwhile.
+    let ping = ["exec", "aa", "ping", "-c", "1", "-W", "1", &to_b];
+    ensure!((0..15).any(|_| engine.docker(&ping).code == 0), "the container that stood still is not back");
+    Ok(())
+}
+
 /// An open connection on which nothing is said for long.
 struct Idle(TcpStream, TcpStream);
 
@@ -188,7 +282,7 @@ fn restarts(engine: &Engine) -> anyhow::Result<()> {
             ("helper", _) => strike(helper_process("arca-helper-agent", Some("init"))?),
             (daemon, _) => engine.kill_daemon(daemon),
         };
-        measure::transfer(a, b, &address, 16, strike).with_context(|| format!("{party} killed"))?;
+        measure::transfer(a, b, &address, 8, strike).with_context(|| format!("{party} killed"))?;
         idle.is_alive().with_context(|| format!("an idle connection after {party} was killed"))?;
         story::wait_until_up(engine)?;
     }

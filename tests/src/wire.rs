@@ -48,6 +48,21 @@ impl Wire {
         in_network_of(pid, || open(interface)).with_context(|| format!("open a packet socket on {interface}"))
     }
 
+    /// What has come so far, as much of it as the socket's queue has kept.
+    ///
+    /// # Errors
+    /// The interface has gone.
+    pub fn so_far(&self) -> anyhow::Result<Vec<Vec<u8>>> {
+        let (mut frames, mut buffer) = (Vec::new(), vec![0; 70_000]);
+        loop {
+            match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(length) => frames.push(buffer[..length].to_vec()),
+                Err(nix::Error::EAGAIN) => return Ok(frames),
+                Err(error) => return Err(error).context("hear frames"),
+            }
+        }
+    }
+
     /// Sends a frame three times: the first one of a kind may be lost while somebody learns an address.
     ///
     /// # Errors
@@ -231,6 +246,56 @@ fn checksum(parts: &[&[u8]]) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     !u16::try_from(sum).unwrap_or(0)
+}
+
+/// Has the kernel finish every frame that leaves by an interface of the calling thread's namespace, as a wire without
+/// offloads needs it: checksums and segmentation are done before.
+///
+/// # Errors
+/// The interface cannot do without.
+pub fn without_offloads(interface: &str) -> anyhow::Result<()> {
+    /// linux/ethtool.h: what is sent has its checksum.
+    const ETHTOOL_STXCSUM: u32 = 0x17;
+    /// linux/ethtool.h: TCP is segmented.
+    const ETHTOOL_STSO: u32 = 0x1f;
+    /// linux/ethtool.h: so is everything else.
+    const ETHTOOL_SGSO: u32 = 0x24;
+    let handle = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    for command in [ETHTOOL_SGSO, ETHTOOL_STSO, ETHTOOL_STXCSUM] {
+        // struct ethtool_value: command and value.
+        let mut value = [command, 0];
+        // SAFETY: all-zero is a valid ifreq.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(interface.bytes()) {
+            *to = libc::c_char::from_ne_bytes([from]);
+        }
+        request.ifr_ifru.ifru_data = value.as_mut_ptr().cast();
+        // SAFETY: `request` and the value it points to live across the call.
+        let done = unsafe { libc::ioctl(handle.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
+        nix::Error::result(done).with_context(|| format!("offloads of {interface}"))?;
+    }
+    Ok(())
+}
+
+/// Whether an Ethernet frame is TCP over IPv4, and if so, whether its checksum is right.
+#[must_use]
+pub fn tcp_checksum(frame: &[u8]) -> Option<bool> {
+    let packet = frame.get(12..14).filter(|kind| **kind == IPV4.to_be_bytes()).and_then(|_| frame.get(14..))?;
+    let header = usize::from(packet.first()? & 0xf) * 4;
+    let total = usize::from(u16::from_be_bytes([*packet.get(2)?, *packet.get(3)?]));
+    if packet.get(9) != Some(&6) {
+        return None;
+    }
+    let (segment, addresses) = (packet.get(header..total)?, packet.get(12..20)?);
+    let words = |bytes: &[u8]| -> u32 {
+        bytes.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w.get(1).copied().unwrap_or(0)]))).sum()
+    };
+    // RFC 9293 section 3.1: pseudo-header, then the segment; of one with a right checksum the sum is all ones.
+    let mut sum = words(addresses) + 6 + u32::try_from(segment.len()).ok()? + words(segment);
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    Some(sum == 0xffff)
 }
 
 #[cfg(test)]
