@@ -10,18 +10,19 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use arca_tests::{
-    engine::{Engine, Ran, binaries},
+    engine::{Engine, Ran, binaries, over_vms, vms_missing},
     isolation, measure,
     outside::{self, Outside},
 };
 
-use crate::Test;
+use crate::{Test, vmnet_features::runs_beside};
 
 pub(crate) const TESTS: &[(&str, Test)] = &[
     ("containers_know_each_other_get_out_and_stay_apart", traffic),
     ("what_it_cannot_do_is_refused_in_the_exact_words", refusals),
     ("whatever_dies_nothing_is_lost_and_nothing_is_left", lives),
     ("both_backends_serve_side_by_side_and_workloads_move", mixed),
+    ("a_virtual_machine_is_on_a_native_network_like_any_container", virtual_machine),
     ("a_changed_log_level_needs_no_restart", log_level),
 ];
 
@@ -80,7 +81,8 @@ fn traffic() -> anyhow::Result<()> {
         "com.docker.network.driver.mtu=1400",
         "n",
     ])?;
-    engine.docker_ok(&["network", "create", "--driver", "vmnet", "m"])?;
+    let both = ["--ipv6", "--subnet", "10.74.0.0/24", "--subnet", "fd00:74::/64"];
+    engine.docker_ok(&[&["network", "create", "--driver", "vmnet"][..], &both, &["m"]].concat())?;
     engine.docker_ok(&["network", "create", "--internal", "inner"])?;
     let listed = engine.docker_ok(&["network", "ls", "--format", "{{.Name}} {{.Driver}}"])?;
     ensure!(listed == "bridge bridge\nhost host\ninner bridge\nm vmnet\nn bridge\nnone null", "{listed}");
@@ -112,6 +114,8 @@ fn traffic() -> anyhow::Result<()> {
     ensure!(get(&engine, "xx", "10.71.0.50").code != 0, "a container reached another network");
     ensure!(get(&engine, "xx", "aa").code != 0, "a name of another network is known");
 
+    ipv6(&engine)?;
+
     // Where containers of one network may not talk, their frames do not pass either.
     engine.docker_ok(&["network", "create", "-o", "com.docker.network.bridge.enable_icc=false", "quiet"])?;
     serve(&engine, &["--name", "qq", "--network", "quiet"])?;
@@ -130,7 +134,43 @@ fn traffic() -> anyhow::Result<()> {
     let plain = engine.docker_ok(&["run", "--rm", "busybox", "sh", "-c", &who])?;
     ensure!(plain.contains(outside::GATEWAY), "a plain docker run: {plain:?}");
     ensure!(helper(&engine)? == "not needed");
-    engine.stop()
+    engine.stop()?;
+    let forwards = fs::read_to_string("/proc/sys/net/ipv6/conf/all/forwarding")?;
+    ensure!(forwards.trim() == "0", "IPv6 forwarding is as it was: {forwards}");
+    Ok(())
+}
+
+/// IPv6 beside IPv4 on network `m`, where `xx` is, and alone: addresses, names, the way out, and what stays out of reach.
+fn ipv6(engine: &Engine) -> anyhow::Result<()> {
+    let address6 = |name: &str, network: &str| -> anyhow::Result<String> {
+        let format = format!("{{{{(index .NetworkSettings.Networks \"{network}\").GlobalIPv6Address}}}}");
+        engine.docker_ok(&["inspect", "-f", &format, name])
+    };
+    ensure!(address6("xx", "m")? == "fd00:74::2", "the lowest free one: {}", address6("xx", "m")?);
+    let id = serve(engine, &["--name", "yy", "--network", "m", "--ip6", "fd00:74::99"])?;
+    ensure!(address6("yy", "m")? == "fd00:74::99" && engine.address("yy", "m")? == "10.74.0.3");
+    let taken = engine.docker(&["run", "--rm", "--network", "m", "--ip6", "fd00:74::99", "busybox", "true"]);
+    ensure!(taken.code == 125 && taken.stderr.contains("Address already in use"), "{taken:?}");
+    // Usable at once, by address and by name; `hosts` has it in both families.
+    let seen =
+        engine.docker_ok(&["exec", "xx", "ip", "-6", "-o", "address", "show", "dev", "eth0", "scope", "global"])?;
+    ensure!(seen.contains("fd00:74::2/64") && !seen.contains("tentative"), "{seen}");
+    let got = get(engine, "xx", "[fd00:74::99]");
+    ensure!(got.stdout.trim().len() == 12 && id.starts_with(got.stdout.trim()), "{got:?}");
+    let hosts = engine.docker_ok(&["exec", "xx", "cat", "/etc/hosts"])?;
+    ensure!(hosts.contains("10.74.0.3\tyy ") && hosts.contains("fd00:74::99\tyy "), "{hosts}");
+    let who = |name: &str| outside::ask_who(engine.pid(name)?, outside::ADDRESS6, outside::WHO_PORT);
+    ensure!(who("xx")? == outside::GATEWAY6, "outside it is the host");
+
+    engine.docker_ok(&["network", "create", "--ipv4=false", "--ipv6", "--subnet", "fd00:75::/64", "only"])?;
+    serve(engine, &["--name", "six", "--network", "only"])?;
+    idle(engine, &["--name", "seven", "--network", "only"])?;
+    ensure!(address6("six", "only")? == "fd00:75::2" && engine.address("six", "only").unwrap_or_default().is_empty());
+    ensure!(get(engine, "seven", "six").code == 0 && who("seven")? == outside::GATEWAY6);
+    ensure!(get(engine, "seven", "[fd00:74::99]").code != 0, "a container reached another network by IPv6");
+    ensure!(get(engine, "xx", "[fd00:75::2]").code != 0, "a container reached another network by IPv6");
+    engine.docker_ok(&["rm", "-f", "six", "seven"])?;
+    engine.docker_ok(&["network", "rm", "only"]).map(drop)
 }
 
 /// Status and body of a request to the engine.
@@ -330,6 +370,14 @@ fn mixed() -> anyhow::Result<()> {
     refused(&engine.docker(&["network", "connect", "native", "far"]), 1, NO_DYNAMIC)?;
     refused(&engine.docker(&["network", "connect", "plain", "near"]), 1, NO_DYNAMIC)?;
 
+    // One container on the default network, which is OVN's as long as it is there.
+    serve(&engine, &["--name", "kept"])?;
+    let backend = |name: &str| -> anyhow::Result<&str> {
+        let beside = runs_beside("arca-tapfwd", engine.pid(name)?)?;
+        Ok(if beside { "ovs" } else { "vmnet" })
+    };
+    ensure!(backend("kept")? == "ovs");
+
     // To vmnet, as docs/vmnet.md says: the configuration, stop and start, a network, and each container anew on it.
     let config = engine.home().join("config.json");
     let restart = || -> anyhow::Result<()> {
@@ -339,6 +387,20 @@ fn mixed() -> anyhow::Result<()> {
     fs::write(&config, "{ \"networkBackend\": \"vmnet\" } // the shortest path\n")?;
     restart()?;
     ensure!(get(&engine, "far", "web").code == 0 && get(&engine, "peer", "near").code == 0, "what was there goes on");
+    ensure!(get(&engine, "kept", "127.0.0.1").code == 0 && backend("kept")? == "ovs");
+    idle(&engine, &["--name", "beside"])?;
+    let kept = engine.address("kept", "bridge")?;
+    ensure!(
+        backend("beside")? == "ovs" && get(&engine, "beside", &kept).code == 0,
+        "it stays while containers are on it"
+    );
+    engine.docker_ok(&["rm", "-f", "kept", "beside"])?;
+    // The last has gone: it has followed the configuration when `rm` returns.
+    let bridge = || engine.docker_ok(&["network", "inspect", "-f", "{{.Id}} {{.Driver}}", "bridge"]);
+    idle(&engine, &["--name", "native-now"])?;
+    ensure!(backend("native-now")? == "vmnet" && bridge()?.ends_with(" bridge"), "{}", bridge()?);
+    refused(&engine.docker(&["run", "--rm", "-p", "80", "busybox", "true"]), 125, NO_PORTS)?;
+    engine.docker_ok(&["rm", "-f", "native-now"])?;
     engine.docker_ok(&["network", "create", "moved"])?;
     drivers("moved=bridge native=vmnet over=ovs plain=bridge")?;
     engine.docker_ok(&["rm", "-f", "web"])?;
@@ -353,6 +415,9 @@ fn mixed() -> anyhow::Result<()> {
     // And back.
     fs::remove_file(&config)?;
     restart()?;
+    idle(&engine, &["--name", "over-again"])?;
+    ensure!(backend("over-again")? == "ovs", "the default network is OVN's again, at the start");
+    engine.docker_ok(&["rm", "-f", "over-again"])?;
     engine.docker_ok(&["network", "create", "back"])?;
     engine.docker_ok(&["rm", "-f", "web"])?;
     serve(&engine, &["--name", "web", "--network", "back"])?;
@@ -407,5 +472,47 @@ fn log_level() -> anyhow::Result<()> {
     let both = engine.arca(&["config", "show"]);
     ensure!(both.code == 78 && both.stderr.contains("exist; keep one of them"), "{both:?}");
     fs::remove_file(engine.home().join("config.json"))?;
+    engine.stop()
+}
+
+/// A container that is a virtual machine beside one that is not: the bridge makes no difference between TAP and veth.
+fn virtual_machine() -> anyhow::Result<()> {
+    if let Some(reason) = vms_missing().filter(|_| !over_vms()) {
+        arca_tests::skip("vmnet: a virtual machine", &reason);
+        return Ok(());
+    }
+    let _outside = Outside::start()?;
+    let engine = Engine::start_with(&["networkBackend=vmnet", "machine=namespace"])?;
+    engine.load_image()?;
+    let both = ["--ipv6", "--subnet", "10.76.0.0/24", "--subnet", "fd00:76::/64", "-o"];
+    let mtu = ["com.docker.network.driver.mtu=1400", "n"];
+    engine.docker_ok(&[&["network", "create"][..], &both, &mtu].concat())?;
+    serve(&engine, &["--name", "ns", "--network", "n"])?;
+    serve(&engine, &["--name", "vm", "--runtime", "arca-vm", "--network", "n", "--ip", "10.76.0.50"])?;
+    for (from, to) in [("vm", "ns"), ("ns", "vm"), ("ns", "10.76.0.50"), ("ns", "[fd00:76::3]"), ("vm", "[fd00:76::2]")]
+    {
+        let got = get(&engine, from, to);
+        ensure!(got.code == 0, "{from} to {to}: {got:?}");
+    }
+    // What inspect says is what the guest has; nothing runs in there for it.
+    let inside = |script: &str| engine.docker_ok(&["exec", "vm", "sh", "-c", script]);
+    let mac = engine.docker_ok(&["inspect", "-f", "{{(index .NetworkSettings.Networks \"n\").MacAddress}}", "vm"])?;
+    let link = inside("ip link show eth0")?;
+    ensure!(link.contains(&mac) && link.contains("mtu 1400"), "{mac} {link}");
+    let routes = inside("ip route; ip -6 route")?;
+    ensure!(routes.contains("default via 10.76.0.1") && routes.contains("default via fd00:76::1"), "{routes}");
+    for (address, seen) in [(outside::ADDRESS, outside::GATEWAY), (outside::ADDRESS6, outside::GATEWAY6)] {
+        let who = inside(&format!("nc -w 5 {address} {}", outside::WHO_PORT))?;
+        ensure!(who.contains(seen), "outside saw {who:?} instead of {seen}");
+    }
+    refused(&engine.docker(&["run", "--rm", "--runtime", "arca-vm", "-p", "80", "busybox", "true"]), 125, NO_PORTS)?;
+    // The engine comes and goes; the machine stays where it is plugged in.
+    engine.arca(&["daemon", "stop"]).ok()?;
+    engine.arca(&["-c", "networkBackend=vmnet", "-c", "machine=namespace", "daemon", "start"]).ok()?;
+    ensure!(get(&engine, "ns", "vm").code == 0, "after a restart of the engine");
+    let before = native_links()?;
+    engine.docker_ok(&["rm", "-f", "vm"])?;
+    ensure!(native_links()? == before - 1, "its TAP has gone: {}", isolation::output("ip", &["-o", "link"])?);
+    engine.docker_ok(&["rm", "-f", "ns"])?;
     engine.stop()
 }
