@@ -159,7 +159,7 @@ fn vm_files(config: &arca_daemon::config::Config) -> VmFiles {
         kernel: config.kernel_path.clone(),
         init_image: config.init_image.clone(),
         helper_image: config.helper_image.clone(),
-        tools: Some(config.vm_tools.clone()).filter(|tools| tools.is_dir()),
+        tools: Some(config.vm_tools.clone()),
         keeper: std::env::current_exe().unwrap_or_default().with_file_name("arca-vmm"),
     }
 }

@@ -55,7 +55,7 @@ impl VmFiles {
         own.chain(path)
             .chain(LIBEXEC.map(PathBuf::from))
             .map(|folder| folder.join(name))
-            .find(|path| path.is_file())
+            .find_map(|path| path.canonicalize().ok().filter(|path| path.is_file()))
             .ok_or_else(|| MachineError::Missing { what: name.to_owned(), fix: package.to_owned() })
     }
 

@@ -102,7 +102,8 @@ impl Qemu {
                  vmTools",
             )?,
             virtiofsd: guest.shares.then(virtiofsd).transpose()?,
-            tools: self.files.tools.clone(),
+            // As the programs in it name themselves.
+            tools: self.files.tools.as_ref().and_then(|tools| tools.canonicalize().ok()),
             uid: uid(guest.id),
             card: guest.card,
             disk: None,
@@ -312,7 +313,11 @@ impl Keeper for VmKeeper {
 
     async fn destroy(&self, record: &Record, grace: Duration) -> Result<(), MachineError> {
         let mut failures = Vec::new();
-        if !self.0.ended_within(Duration::ZERO).await {
+        if self.0.ended_within(Duration::ZERO).await {
+            if let Some(end) = End::load(&record.state_directory).filter(|end| !end.asked) {
+                tracing::warn!(machine_id = record.id, reason = end.reason, "the virtual machine ended unasked");
+            }
+        } else {
             let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
             let asked = match record.role {
                 // It writes nothing that anybody reads afterwards.

@@ -17,6 +17,8 @@ use crate::error::{Error, Result, is_away};
 const WHO: &str = "arca-tapfwd";
 /// Longest a machine may take for a short request; a dying one must not hold up its own removal.
 const SHORT: Duration = Duration::from_secs(3);
+/// The same of a virtual machine, whose processor may be an emulated one that shares a core with others.
+const SHORT_VIRTUAL: Duration = Duration::from_secs(20);
 
 /// A client for one machine.
 #[derive(Clone, Debug)]
@@ -51,10 +53,15 @@ impl Tap {
     /// If the machine does not answer or its kernel refuses.
     pub async fn set_interface(&mut self, request: proto::SetInterfaceRequest) -> Result<()> {
         let what = "set an interface";
-        match timeout(SHORT, self.client.set_interface(request)).await {
+        let short = self.short();
+        match timeout(short, self.client.set_interface(request)).await {
             Ok(answer) => answer.map(drop).map_err(Error::peer(WHO, what)),
-            Err(_) => Err(Error::Unavailable(format!("{WHO} did not {what} within {} s", SHORT.as_secs()))),
+            Err(_) => Err(Error::Unavailable(format!("{WHO} did not {what} within {} s", short.as_secs()))),
         }
+    }
+
+    fn short(&self) -> Duration {
+        if matches!(self.machine, Address::Sockets(_)) { SHORT } else { SHORT_VIRTUAL }
     }
 
     /// Takes an interface away. What is not attached is no error, and a machine that is gone none worth stopping for.
@@ -85,12 +92,13 @@ impl Tap {
         what: &'static str,
         mut ask: impl AsyncFnMut() -> Result<(), tonic::Status>,
     ) -> Result<()> {
-        let limit = Instant::now() + SHORT;
+        let short = self.short();
+        let limit = Instant::now() + short;
         let mut backoff = Backoff::default();
         loop {
-            let asked = timeout(SHORT, ask()).await;
+            let asked = timeout(short, ask()).await;
             let asked =
-                asked.map_err(|_| Error::Unavailable(format!("{WHO} did not {what} within {} s", SHORT.as_secs())))?;
+                asked.map_err(|_| Error::Unavailable(format!("{WHO} did not {what} within {} s", short.as_secs())))?;
             match asked {
                 Err(status) if is_away(&status) && !self.machine.is_gone() && Instant::now() < limit => {
                     sleep(backoff.pause()).await;
