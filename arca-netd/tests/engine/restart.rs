@@ -117,6 +117,22 @@ async fn a_helper_that_lost_its_database_gets_the_same_addresses_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_helper_that_forgets_is_told_every_address_before_it_gives_one_away() {
+    let mut world = populated().await;
+    let before: Vec<_> = world.engine().state().endpoints.values().map(|e| (e.id.clone(), e.address_v4)).collect();
+    let syncs = world.agent.syncs();
+    world.stop_netd().await;
+    world.agent_process = None;
+    world.agent.wipe();
+    world.boot.forgetful.store(true, std::sync::atomic::Ordering::Relaxed);
+    world.start_agent();
+    world.start_netd().await;
+    eventually("a full sync", || world.agent.syncs() > syncs).await;
+    // Not repaired afterwards: the first set says so.
+    assert!(before.iter().all(|(id, address)| world.agent.address(id.as_str()) == *address));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_half_done_at_a_power_cut_is_taken_back() {
     let mut world = populated().await;
     world.stop_netd().await;

@@ -8,7 +8,10 @@ pub(crate) mod tap;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -69,6 +72,8 @@ pub(crate) struct FakeBoot {
     pub(crate) ended: Notify,
     pub(crate) boots: Mutex<u32>,
     pub(crate) downs: Mutex<u32>,
+    /// What an earlier machine had allocated is not known inside.
+    pub(crate) forgetful: AtomicBool,
 }
 
 #[async_trait]
@@ -76,7 +81,7 @@ impl Boot for FakeBoot {
     async fn up(&self) -> arca_netd::error::Result<Booted> {
         let mut boots = self.boots.lock().unwrap();
         *boots += 1;
-        Ok(Booted { address: self.address.clone(), adopted: *boots > 1, forgetful: false })
+        Ok(Booted { address: self.address.clone(), adopted: *boots > 1, forgetful: self.forgetful.load(Relaxed) })
     }
     async fn ended(&self) {
         self.ended.notified().await;
@@ -124,6 +129,7 @@ impl World {
                 ended: Notify::new(),
                 boots: Mutex::new(0),
                 downs: Mutex::new(0),
+                forgetful: AtomicBool::new(false),
             }),
             agent: agent::FakeAgent::new(Arc::clone(&breaks)),
             relay: relay::FakeRelay::new(Arc::clone(&breaks)),
