@@ -92,7 +92,8 @@ fn pace(pause: Duration) {
 pub fn stream(from: u32, to: u32, address: &str, time: Duration) -> anyhow::Result<f64> {
     let listener = in_network_of(to, || TcpListener::bind((address, 0)))?;
     let target = listener.local_addr()?;
-    let mut client = in_network_of(from, || TcpStream::connect_timeout(&target, LOST))?;
+    // What is on the way may just be coming back, and the second question goes out after three seconds only.
+    let mut client = in_network_of(from, || TcpStream::connect_timeout(&target, Duration::from_secs(30)))?;
     let (mut server, _) = listener.accept()?;
     std::thread::scope(|scope| {
         let receiver = scope.spawn(move || -> io::Result<f64> {
