@@ -197,8 +197,11 @@ pub(crate) fn pasta() -> anyhow::Result<Path> {
     Ok(Path::new(at_the_host(holder.pid())?, processes, Keep::Peer(peer, Some(holder))))
 }
 
+/// It, what is on its switch, whose cost counts, and its control socket.
+type Gvproxy = (Peer, [Plugged; 2], Vec<(String, u32)>, PathBuf);
+
 /// gvproxy with two namespaces on its switch.
-fn gvproxy_with_ends() -> anyhow::Result<(Peer, [Plugged; 2], Vec<(String, u32)>, PathBuf)> {
+fn gvproxy_with_ends() -> anyhow::Result<Gvproxy> {
     let program = program("gvproxy", "gvproxy");
     let folder = tempfile::Builder::new().prefix("x-gvproxy-").tempdir_in("/tmp")?;
     let control = folder.path().join("control");
