@@ -26,7 +26,6 @@ SANDBOX = "host and none have no sandbox of their own, so there is no file to na
 MULTICAST = "a multicast hardware address, which no interface can have, is refused"
 IFNAME = "an interface name that cannot be is refused before an interface is made"
 ROUTER = "a network's gateway is OVN's router, not the host: nothing answers there"
-MODE = "a network mode given as part of an id stays as it was given; Docker completes it at the first start"
 INIT = "--init is kept and shown, but no init process goes before the command yet"
 KINDS = "questions about a known name that only other kinds of records could answer are not sent elsewhere"
 LABEL = "a single label that nobody has does not exist, also where nothing could be asked"
@@ -60,7 +59,6 @@ WANTED = [
     (r"sharing/interfaces: .*ip -o -4 addr; ip route", CHANCE),
     (r"sharing/interfaces: .*endpoint\.sysctls=net\.ipv4\.conf\.IFNAME", SYSCTL),
     (r"net_create/pool faults: .*fe80::/64", PREFIX),
-    (r"net_create/prefixes: \$ docker start -a cp", MODE),
     (r"net_create/options: .*driver\.mtu\":\"68\"", MTU),
     (r"net_create/(options|pools): .*inhibit_ipv4", OPTION),
     (r"net_traffic/reach: \$ docker exec cm ", ANSWERS),

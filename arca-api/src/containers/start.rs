@@ -105,6 +105,8 @@ async fn start_locked(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiRe
         .update(engine, |stored| {
             stored.state = record.state.clone();
             stored.networks = record.networks.clone();
+            // Part of a network's id has become the whole.
+            stored.host.network_mode.clone_from(&record.host.network_mode);
             stored.published = record.published.clone();
             stored.files_of = record.files_of.clone();
             stored.link_environment = record.link_environment.clone();
