@@ -92,8 +92,7 @@ fn pace(pause: Duration) {
 pub fn stream(from: u32, to: u32, address: &str, time: Duration) -> anyhow::Result<f64> {
     let listener = in_network_of(to, || TcpListener::bind((address, 0)))?;
     let target = listener.local_addr()?;
-    // What is on the way may just be coming back, and the second question goes out after three seconds only.
-    let mut client = in_network_of(from, || TcpStream::connect_timeout(&target, Duration::from_secs(30)))?;
+    let mut client = in_network_of(from, || TcpStream::connect_timeout(&target, LOST))?;
     let (mut server, _) = listener.accept()?;
     std::thread::scope(|scope| {
         let receiver = scope.spawn(move || -> io::Result<f64> {
@@ -259,7 +258,8 @@ pub fn transfer(
 ) -> anyhow::Result<Duration> {
     let listener = in_network_of(to, || TcpListener::bind((address, 0)))?;
     let target = listener.local_addr()?;
-    let mut client = in_network_of(from, || TcpStream::connect_timeout(&target, LOST))?;
+    // What is on the way may just be coming back, and the second question goes out after three seconds only.
+    let mut client = in_network_of(from, || TcpStream::connect_timeout(&target, Duration::from_secs(30)))?;
     let (mut server, _) = listener.accept()?;
     // A transfer that stands still for so long has failed: better an error than a hang.
     server.set_read_timeout(Some(Duration::from_secs(30)))?;
