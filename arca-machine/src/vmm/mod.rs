@@ -150,7 +150,7 @@ async fn keep(plan: &Plan, mounts: Mounts, tsc: &Tsc) -> anyhow::Result<(String,
     let mut qemu = child::start("QEMU", &plan.qemu, arguments, Some(&confined), given).context("start QEMU")?;
 
     let console = Console::default();
-    tokio::spawn(console.clone().record(console_ours, plan.state.join("console.log")));
+    let recording = tokio::spawn(console.clone().record(console_ours, plan.state.join("console.log")));
     let qmp = Arc::new(Qmp::new(qmp_ours));
     let (events, mut happened) = mpsc::channel(8);
     tokio::spawn(serve::serve(
@@ -171,17 +171,9 @@ async fn keep(plan: &Plan, mounts: Mounts, tsc: &Tsc) -> anyhow::Result<(String,
     while end.is_none() {
         let stop = tokio::select! {
             // All arms are cancel-safe: ends stay ends, events stay in the channel, times stay set.
-            said = qemu.ended() => {
-                end = Some(match console.last_words() {
-                    _ if asked => "it was asked to end".to_owned(),
-                    Some(words) if qemu.succeeded() => format!("the guest ended: {words}"),
-                    None if qemu.succeeded() => "the guest ended or rebooted by itself".to_owned(),
-                    _ => said,
-                });
-                None
-            }
-            said = vsock.ended() => { end = Some(after(&mut qemu, said, asked).await); None }
-            said = of_share(share.as_mut()) => { end = Some(after(&mut qemu, said, asked).await); None }
+            said = qemu.ended() => { end = Some(said); None }
+            said = vsock.ended() => { end = Some(after(&mut qemu, said).await); None }
+            said = of_share(share.as_mut()) => { end = Some(after(&mut qemu, said).await); None }
             Some(event) = happened.recv() => match event {
                 Event::Stop(grace) => Some(grace),
                 Event::Lost(reason) => { end = Some(reason); None }
@@ -198,17 +190,22 @@ async fn keep(plan: &Plan, mounts: Mounts, tsc: &Tsc) -> anyhow::Result<(String,
             tokio::spawn(guest::ask_to_end(plan.clone(), Arc::clone(&qmp), grace));
         }
     }
+    // QEMU that ended well did so because its guest did, and the guest's last words say why.
+    let by_itself = qemu.succeeded();
     qemu.kill().await;
-    Ok((end.unwrap_or_default(), asked))
+    let _ = tokio::time::timeout(CLOSES, recording).await;
+    let reason = match console.last_words() {
+        _ if asked => "it was asked to end".to_owned(),
+        Some(words) if by_itself => format!("the guest ended: {words}"),
+        None if by_itself => "the guest ended or rebooted by itself".to_owned(),
+        _ => end.unwrap_or_default(),
+    };
+    Ok((reason, asked))
 }
 
 /// Why a daemon ended: mostly because QEMU did, whose own reason is the better one.
-async fn after(qemu: &mut Running, said: String, asked: bool) -> String {
-    match tokio::time::timeout(CLOSES, qemu.ended()).await {
-        Ok(_) if asked => "it was asked to end".to_owned(),
-        Ok(own) => own,
-        Err(_) => said,
-    }
+async fn after(qemu: &mut Running, said: String) -> String {
+    tokio::time::timeout(CLOSES, qemu.ended()).await.unwrap_or(said)
 }
 
 fn start_vsock(plan: &Plan, confined: &Confined<'_>) -> io::Result<Running> {
