@@ -136,7 +136,10 @@ fn command_line(plan: &Plan, board: Board, tsc: Option<String>) -> String {
         Role::Helper => "helper",
     };
     // A panic and a reboot both end QEMU (`-no-reboot`): nothing that is broken stays.
-    let mut words = vec![format!("console={} quiet panic=-1 reboot=t no_timer_check dummy.numdummies=0 NO_COLOR=1", board.console())];
+    let mut words = vec![format!(
+        "console={} quiet panic=-1 reboot=t no_timer_check dummy.numdummies=0 NO_COLOR=1",
+        board.console()
+    )];
     words.extend(tsc);
     words.push(format!("arca.role={role} arca.id={}", plan.id));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
