@@ -40,7 +40,7 @@ WANTED = [
     (r"GET /info :: \.body\.(ID|DriverStatus|Plugins|NFd|NGoroutines|ServerVersion|OperatingSystem|LiveRestoreEnabled"
      r"|InitBinary|FirewallBackend|InitCommit|CDISpecDirs|Containerd|KernelMemoryTCP|OomKillDisable)", VERSION),
     (r"GET /info :: \.body\.(Runtimes|DefaultRuntime|RuncCommit)", RUNTIME),
-    (r'\.Runtime: "runc" -> "arca"$', RUNTIME),
+    (r'\.Runtime: "runc" -> "arca(-ns|-vm)?"$', RUNTIME),
     (r"OCI runtime create failed: runc create failed: .* -> .*OCI runtime create failed: arca create failed: ", RUNTIME),
     (r":: \.body(\[0\])?\.GraphDriver\.Data\.", LAYERS),
     (r":: \.body\.LogPath: ", LAYERS),
