@@ -89,6 +89,7 @@ pub fn build(
         machines,
         tenants: Tenants::default(),
         events: Bus::default(),
+        init_program: config.guest_directory.join("arca-init"),
         cgroup_parent: paths.cgroup_parent(),
         id: format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]),
         hosts: tokio::sync::Mutex::default(),

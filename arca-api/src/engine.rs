@@ -47,6 +47,8 @@ pub struct Engine {
     pub events: Bus,
     /// Cgroups of workloads stand below this: "arca/<engine>".
     pub cgroup_parent: String,
+    /// The program that `--init` puts before a command, on this machine.
+    pub init_program: PathBuf,
     /// Stable identity of this engine (`info`).
     pub id: String,
     /// Held while hosts files of native networks are brought up to date.

@@ -29,6 +29,51 @@ pub struct Volume {
     pub anonymous: bool,
 }
 
+/// Options that the local driver knows.
+const OPTIONS: &[&str] = &["device", "o", "size", "type"];
+
+impl Volume {
+    /// The folder of this machine that the volume is (`type=none`, `o=bind`), if it is not one of its own.
+    ///
+    /// # Errors
+    /// 400 with Docker's text for options that make no sense; 501 for what would have to be mounted.
+    pub fn device(&self) -> ApiResult<Option<PathBuf>> {
+        if self.options.is_empty() {
+            return Ok(None);
+        }
+        if let Some(option) = self.options.keys().find(|option| !OPTIONS.contains(&option.as_str())) {
+            return Err(ApiError::bad_request(format!("invalid option: {option:?}")));
+        }
+        let option = |name: &str| self.options.get(name).map(String::as_str).unwrap_or_default();
+        if self.options.contains_key("size") && self.options.len() == 1 {
+            return Err(ApiError::bad_request("quota size requested but no quota support"));
+        }
+        for name in ["device", "type"] {
+            if option(name).is_empty() {
+                return Err(ApiError::bad_request(format!("missing required option: {name:?}")));
+            }
+        }
+        let words: Vec<&str> = option("o").split(',').filter(|word| !word.is_empty()).collect();
+        let bind = words.iter().any(|word| matches!(*word, "bind" | "rbind"));
+        let known = |word: &&str| matches!(*word, "bind" | "rbind" | "rw" | "ro");
+        if !bind || !words.iter().all(|word| known(word)) {
+            let text = format!(
+                "volumes of type {} with options \"{}\" are not implemented by Arca yet: mount it on the host and use its path \
+                 (type=none, o=bind), or --mount type=tmpfs",
+                option("type"),
+                option("o")
+            );
+            return Err(ApiError::new(axum::http::StatusCode::NOT_IMPLEMENTED, text));
+        }
+        Ok(Some(PathBuf::from(option("device"))))
+    }
+
+    /// `o=bind,ro`
+    pub fn is_read_only(&self) -> bool {
+        self.options.get("o").is_some_and(|words| words.split(',').any(|word| word == "ro"))
+    }
+}
+
 /// All volumes.
 #[derive(Debug)]
 pub struct Volumes {
@@ -81,7 +126,15 @@ impl Volumes {
             return Ok((known, false));
         }
         let volume = Volume { created: now(), ..volume };
-        fs::create_dir_all(self.data(&name))?;
+        match volume.device().map_err(|error| error.within(&format!("create {name}")))? {
+            None => fs::create_dir_all(self.data(&name))?,
+            // Whoever uses the volume follows the link; who removes it does not.
+            Some(device) => {
+                fs::create_dir_all(self.root.join(&name))?;
+                let _ = fs::remove_file(self.data(&name));
+                std::os::unix::fs::symlink(device, self.data(&name))?;
+            }
+        }
         let json = serde_json::to_string(&volume).map_err(|error| ApiError::internal(error.to_string()))?;
         self.store.put("volume", &name, json).await.map_err(|error| ApiError::internal(error.to_string()))?;
         self.volumes.lock().unwrap_or_else(PoisonError::into_inner).insert(name, volume.clone());

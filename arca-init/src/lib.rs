@@ -32,6 +32,7 @@ mod streams;
 mod tapfwd;
 mod workload;
 mod workloads;
+pub mod wrap;
 
 use std::{path::PathBuf, time::Duration};
 

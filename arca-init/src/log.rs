@@ -2,9 +2,9 @@
 //! `output.log`: Docker's json-file format, one JSON object a line (`log`, `stream`, `time`).
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use serde::Serialize;
@@ -29,18 +29,54 @@ struct Line<'a> {
     time: &'a str,
 }
 
+/// How much is kept.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Limit {
+    /// Bytes after which a file is set aside; 0: never.
+    pub(crate) bytes: u64,
+    /// Files at most, the one that is written among them.
+    pub(crate) files: u32,
+}
+
 /// An output log, appended to.
 #[derive(Debug)]
 pub(crate) struct Log {
+    path: PathBuf,
     file: File,
+    size: u64,
+    limit: Limit,
     partial: [Vec<u8>; 2],
     broken: bool,
 }
 
 impl Log {
-    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path, limit: Limit) -> io::Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(path)?;
-        Ok(Self { file, partial: Default::default(), broken: false })
+        let size = file.metadata()?.len();
+        Ok(Self { path: path.to_owned(), file, size, limit, partial: Default::default(), broken: false })
+    }
+
+    /// Sets the file aside and begins a new one. Readers find those that were set aside by their numbers.
+    fn rotate(&mut self) -> io::Result<()> {
+        let numbered = |number: u32| {
+            let mut name = self.path.clone().into_os_string();
+            name.push(format!(".{number}"));
+            PathBuf::from(name)
+        };
+        if self.limit.files > 1 {
+            for number in (1..self.limit.files - 1).rev() {
+                match fs::rename(numbered(number), numbered(number + 1)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+            fs::rename(&self.path, numbered(1))?;
+        } else {
+            fs::remove_file(&self.path)?;
+        }
+        self.file = OpenOptions::new().create(true).append(true).open(&self.path)?;
+        self.size = 0;
+        Ok(())
     }
 
     /// Logs what is whole of `data`; the rest waits for its newline.
@@ -79,10 +115,31 @@ impl Log {
         self.put(&lines);
     }
 
+    /// Writes whole lines, to as many files as they need.
     fn put(&mut self, lines: &[u8]) {
-        if lines.is_empty() {
-            return;
+        let mut rest = lines;
+        while !rest.is_empty() {
+            if self.limit.bytes > 0
+                && self.size >= self.limit.bytes
+                && let Err(error) = self.rotate()
+            {
+                tracing::error!(%error, "the log cannot be set aside and grows on");
+            }
+            let room = match self.limit.bytes {
+                0 => rest.len(),
+                bytes => usize::try_from(bytes.saturating_sub(self.size)).unwrap_or(usize::MAX).max(1),
+            };
+            // As far as the line that fills it.
+            let end = rest.get(room - 1..).and_then(|after| after.iter().position(|byte| *byte == b'\n'));
+            let count = end.map_or(rest.len(), |end| (room + end).min(rest.len()));
+            let (now, later) = rest.split_at(count);
+            self.size += now.len() as u64;
+            self.write_out(now);
+            rest = later;
         }
+    }
+
+    fn write_out(&mut self, lines: &[u8]) {
         // One write a chunk: a reader that follows sees whole lines. A full disk must not stop the workload.
         match self.file.write_all(lines) {
             Ok(()) => self.broken = false,
@@ -119,7 +176,7 @@ mod tests {
     fn lines(write: impl FnOnce(&mut Log)) -> Vec<(String, String)> {
         let directory = tempfile::tempdir().expect("temporary directory");
         let path = directory.path().join("output.log");
-        write(&mut Log::open(&path).expect("open"));
+        write(&mut Log::open(&path, Limit::default()).expect("open"));
         let text = std::fs::read_to_string(path).expect("read");
         let parse = |line: &str| -> serde_json::Value { serde_json::from_str(line).expect("JSON") };
         let text_of = |value: &serde_json::Value| value.as_str().expect("string").to_owned();
@@ -144,6 +201,27 @@ mod tests {
             pair("no newline", "stderr"),
         ];
         assert_eq!(got, want);
+    }
+
+    #[test]
+    fn a_full_log_is_set_aside_and_the_oldest_goes() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("output.log");
+        let mut log = Log::open(&path, Limit { bytes: 100, files: 3 }).expect("open");
+        for number in 0..10 {
+            // A line of the file is longer than half of what it may have.
+            log.write(Source::Stdout, format!("{number}\n").as_bytes());
+        }
+        let read = |name: &str| std::fs::read_to_string(directory.path().join(name)).expect(name);
+        let numbers = |name: &str| read(name).lines().map(|line| line[8..9].to_owned()).collect::<Vec<_>>();
+        let [old, middle, new] = ["output.log.2", "output.log.1", "output.log"].map(numbers);
+        assert_eq!([old, middle, new].concat(), ["4", "5", "6", "7", "8", "9"]);
+        assert_eq!(fs::read_dir(directory.path()).expect("list").count(), 3);
+        drop(log);
+        // Another run of the workload goes on with the size that there is; one file alone begins anew.
+        let mut log = Log::open(&path, Limit { bytes: 100, files: 1 }).expect("open");
+        log.write(Source::Stdout, b"x\n");
+        assert_eq!(numbers("output.log"), ["x"]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //!
 //! Everything else is arca-api's decision and passes through untouched.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -63,6 +63,27 @@ impl Spec {
         }
     }
 
+    /// Takes out the network's sysctls, as files below /proc/sys with what goes into them: the runtime sets them only in a
+    /// network of its own making.
+    pub(crate) fn take_network_sysctls(&mut self) -> Vec<(PathBuf, String)> {
+        let Some(all) = self.value["linux"]["sysctl"].as_object_mut() else { return Vec::new() };
+        let mut taken = Vec::new();
+        all.retain(|name, value| {
+            // Dots between, slashes in: `net.ipv4.conf.eth0/1.mtu` is a file of the folder `eth0.1`.
+            let parts: PathBuf = name.split('.').map(|part| part.replace('/', ".")).collect();
+            let inside = parts.components().all(|part| matches!(part, std::path::Component::Normal(_)));
+            match value.as_str().filter(|_| inside && name.starts_with("net.")) {
+                Some(value) => {
+                    taken.push((Path::new("/proc/sys").join(parts), value.to_owned()));
+                    false
+                }
+                // What is no such name the runtime refuses.
+                None => true,
+            }
+        });
+        taken
+    }
+
     pub(crate) fn set_terminal(&mut self, terminal: bool, size: Size) {
         set_terminal(&mut self.value["process"], terminal, size);
     }
@@ -108,12 +129,32 @@ mod tests {
         spec.set_cgroup(Path::new("arca/e/1"));
         spec.use_machine_network();
         spec.set_terminal(true, Size { rows: 24, columns: 80 });
+        assert!(spec.take_network_sysctls().is_empty());
         let got: Value = serde_json::from_slice(&spec.to_json()).expect("valid");
         let want = json!({"ociVersion":"1.0.2",
             "process":{"args":["sh"],"env":["A=1"],"terminal":true,"consoleSize":{"height":24,"width":80}},
             "hostname":"h", "root":{"path":"/b/rootfs"},
             "linux":{"namespaces":[{"type":"pid"}],"resources":{"pids":{"limit":5}},"cgroupsPath":"/arca/e/1"}});
         assert_eq!(got, want);
+    }
+
+    #[test]
+    fn the_networks_sysctls_are_files_below_proc_sys_and_no_others() {
+        let given = r#"{"process":{"args":["sh"]},"linux":{"sysctl":{"net.ipv4.ip_forward":"1","kernel.shmmax":"5",
+            "net.ipv4.conf.eth0/1.mtu":"9","net.//.//.x":"1"}}}"#;
+        let mut spec = Spec::parse(given.as_bytes()).expect("valid");
+        let mut taken = spec.take_network_sysctls();
+        taken.sort();
+        for (path, _) in &taken {
+            assert!(
+                path.starts_with("/proc/sys/net") && !path.components().any(|part| part.as_os_str() == ".."),
+                "{path:?}"
+            );
+        }
+        assert!(taken.contains(&(PathBuf::from("/proc/sys/net/ipv4/ip_forward"), "1".into())));
+        assert!(taken.contains(&(PathBuf::from("/proc/sys/net/ipv4/conf/eth0.1/mtu"), "9".into())));
+        let rest: Value = serde_json::from_slice(&spec.to_json()).expect("valid");
+        assert_eq!(rest["linux"]["sysctl"], json!({"kernel.shmmax": "5", "net.//.//.x": "1"}));
     }
 
     #[test]

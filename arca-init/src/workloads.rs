@@ -23,7 +23,7 @@ use crate::{
     cgroup, crun,
     crun::Crun,
     error::InitError,
-    log::Log,
+    log::{Limit, Log},
     process::{self, Process, Pumps},
     reaper::{Ended, Reaper},
     root,
@@ -151,12 +151,17 @@ impl Workloads {
         }
         spec.set_cgroup(cgroup);
         spec.use_machine_network();
+        for (file, value) in spec.take_network_sysctls() {
+            fs::write(&file, value).map_err(InitError::file("set the sysctl", &file))?;
+        }
         spec.set_terminal(request.terminal, size);
         let config = bundle.join("config.json");
         fs::write(&config, spec.to_json()).map_err(InitError::file("write", &config))?;
         self.note(id, cgroup)?;
         let log = state_directory.join("output.log");
-        let log = request.log_output.then(|| Log::open(&log).map_err(InitError::file("open", &log))).transpose()?;
+        let limit = Limit { bytes: request.log_max_bytes, files: request.log_max_files };
+        let log =
+            request.log_output.then(|| Log::open(&log, limit).map_err(InitError::file("open", &log))).transpose()?;
         let executable = spec.executable();
         let (pid, streams) = if request.terminal {
             let console = self.console()?;

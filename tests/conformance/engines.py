@@ -45,7 +45,19 @@ ip netns exec outside ip route add 10.88.0.0/13 via 192.0.2.2
 ip netns exec outside ip -6 route add fd00:88::/32 via 2001:db8:2::2
 echo nameserver 192.0.2.1 >$ROOT/resolv.conf
 mount --bind $ROOT/resolv.conf /etc/resolv.conf
+registry() {{
+    mkdir $ROOT/registry$1
+    printf 'version: 0.1\nlog: {{level: warn, accesslog: {{disabled: true}}}}\nhttp: {{addr: "127.0.0.1:%s"}}\nstorage:\n  delete: {{enabled: true}}\n  filesystem: {{rootdirectory: %s}}\n' \
+        $1 $ROOT/registry$1 >$ROOT/registry$1.yml
+    echo "$2" >>$ROOT/registry$1.yml
+    {registry} serve $ROOT/registry$1.yml &
+}}
+echo '{password}' >$ROOT/password
+registry 5000
+registry 5001 "auth: {{htpasswd: {{realm: here, path: $ROOT/password}}}}"
 """
+# User `user`, password `secret`, as registries keep it.
+PASSWORD = "user:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a"
 DOCKERD = """
 echo '{}' >$ROOT/none.json
 exec dockerd --host unix://$ROOT/d.sock --data-root $ROOT/data --exec-root $ROOT/exec --pidfile $ROOT/pid \
@@ -74,7 +86,7 @@ class Engine:
         environment = {**os.environ, **{key: value.replace("ROOT", self.root) for key, value in environment.items()}}
         # The shell inside is the first process there; signals for it pass through unshare only as its end.
         self.process = subprocess.Popen(
-            [*NAMESPACES, "bash", "-c", SETTLE.format(propagation=propagation, here=HERE) + script],
+            [*NAMESPACES, "bash", "-c", SETTLE.format(propagation=propagation, here=HERE, registry=registry(), password=PASSWORD) + script],
             env={**environment, "ROOT": self.root}, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
 
     def pid(self):
@@ -121,6 +133,21 @@ class Engine:
                     os.rmdir(folder)
                 except OSError:
                     pass
+
+
+def registry():
+    """Debian's docker-registry, unpacked; each engine has two of its own on its loopback, one that asks for a login."""
+    folder = os.path.join(CACHE, "tools/registry")
+    program = os.path.join(folder, "usr/bin/docker-registry")
+    if not os.path.exists(program):
+        stage = folder + ".new"
+        shutil.rmtree(stage, ignore_errors=True)
+        done = subprocess.run([os.path.join(TREE, "helpervm-image/unpack"), "bookworm", os.path.join(CACHE, "apt"), stage,
+                               "docker-registry"], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise Missing(done.stderr.strip() or done.stdout.strip())
+        os.rename(stage, folder)
+    return program
 
 
 def reference():

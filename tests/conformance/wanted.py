@@ -26,7 +26,6 @@ SANDBOX = "host and none have no sandbox of their own, so there is no file to na
 MULTICAST = "a multicast hardware address, which no interface can have, is refused"
 IFNAME = "an interface name that cannot be is refused before an interface is made"
 ROUTER = "a network's gateway is OVN's router, not the host: nothing answers there"
-INIT = "--init is kept and shown, but no init process goes before the command yet"
 KINDS = "questions about a known name that only other kinds of records could answer are not sent elsewhere"
 LABEL = "a single label that nobody has does not exist, also where nothing could be asked"
 CHANCE = "which of two networks is left first, and whose interface comes first, Docker decides by chance"
@@ -48,7 +47,6 @@ WANTED = [
     (r":: \.body\.DockerVersion: ", VERSION),
     (r'(system|net_create)/bodies: .* :: \.body\.message: "invalid JSON: .* -> "invalid JSON: ', WORDS),
     (r'create faults: POST \S+ \{("Image":""|"Cmd":\["x"\])\} :: ', IMAGE),
-    (r"run --rm --init ", INIT),
     (r"registry-1\.docker\.io", REFERENCE),
     (r"docker load :: .*docker-import-\d+/repositories", "an empty archive is told without a temporary file's name"),
     (r"exec/\$E/resize", "two texts of containerd for one fault, by chance of time"),

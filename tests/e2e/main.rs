@@ -23,6 +23,7 @@ mod networks;
 mod proofs;
 mod publishing;
 mod races;
+mod registry;
 mod story;
 mod reach;
 mod services;
@@ -63,6 +64,7 @@ fn tests() -> BTreeMap<String, Test> {
         ("proofs", proofs::TESTS),
         ("publishing", publishing::TESTS),
         ("races", races::TESTS),
+        ("registry", registry::TESTS),
         ("story", story::TESTS),
         ("vm", vm::TESTS),
         ("reach", reach::TESTS),

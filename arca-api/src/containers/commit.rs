@@ -73,6 +73,7 @@ pub async fn commit(engine: &Arc<Engine>, container: &Arc<Container>, wanted: Wa
     let mut merged: ContainerConfig =
         serde_json::from_value(Value::Object(run)).map_err(|error| ApiError::bad_request(error.to_string()))?;
     merged.merge_image(&record.config);
+    let merged = of_image(merged);
     let frozen = wanted.pause && record.state.status == Status::Running && stop::pause(engine, container).await.is_ok();
     let (upper, work_engine, comment, author) =
         (engine.folder(&record.id).join("upper"), engine.clone(), wanted.comment.clone(), wanted.author.clone());
@@ -97,21 +98,41 @@ pub async fn commit(engine: &Arc<Engine>, container: &Arc<Container>, wanted: Wa
         Ok(images.add_image(&new)?)
     })
     .await;
+    let told = made.map(|id| {
+        let reference =
+            Reference::parse(&wanted.name).ok().and_then(|reference| reference.tagged()).unwrap_or_default();
+        let labels = crate::routes::images::labels(engine, &id);
+        crate::routes::images::emit(engine, "create", &id, &id, &labels);
+        if !reference.is_empty() {
+            crate::routes::images::emit(engine, "tag", &id, &reference, &labels);
+        }
+        let facts = [("comment", wanted.comment), ("imageID", id.clone()), ("imageRef", reference)];
+        container.emit(engine, "commit", &facts);
+        id
+    });
     if frozen && let Err(error) = stop::unpause(engine, container).await {
         tracing::warn!(container_id = container.id, %error, "a container that was committed stays frozen");
     }
-    let id = made?;
-    let facts = [("comment", wanted.comment), ("imageID", id.clone()), ("imageRef", shown(&wanted.name))];
-    container.emit(engine, "commit", &facts);
-    Ok(id)
+    told
 }
 
-/// The name as events have it.
-fn shown(name: &str) -> String {
-    Reference::parse(name)
-        .ok()
-        .and_then(|reference| reference.tagged())
-        .map_or(String::new(), |tag| Reference::canonical(&tag))
+/// What of a container's configuration an image keeps.
+fn of_image(config: ContainerConfig) -> ContainerConfig {
+    ContainerConfig {
+        hostname: String::new(),
+        domainname: String::new(),
+        attach_stdin: false,
+        attach_stdout: false,
+        attach_stderr: false,
+        tty: false,
+        open_stdin: false,
+        stdin_once: false,
+        image: String::new(),
+        network_disabled: false,
+        mac_address: String::new(),
+        stop_timeout: None,
+        ..config
+    }
 }
 
 /// The new image's config: the old one's platform, layers and history, and one step more.

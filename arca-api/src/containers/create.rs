@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 use serde::Deserialize;
 
 use crate::{
-    containers::{Container, Record, copy_up, files, inside, links, mounts, names, networks, signals},
+    containers::{Container, Record, copy_up, files, inside, links, mounts, names, namespaces, networks, signals},
     docker::{
         config::ContainerConfig, health::HealthConfig, host_config::HostConfig, network::EndpointSettings, ports::Port,
         time::now,
@@ -49,7 +49,7 @@ fn validate(config: &ContainerConfig, host: &HostConfig) -> ApiResult<()> {
     if !config.stop_signal.is_empty() {
         signals::parse(&config.stop_signal)?;
     }
-    crate::spec::check_capabilities(host)?;
+    crate::spec::check(host)?;
     // Whatever start would refuse about ports is refused here.
     crate::docker::ports::bindings(&host.port_bindings, config.exposed_ports.keys(), false)?;
     host.validate()
@@ -110,6 +110,7 @@ pub async fn create(
     config.merge_image(&crate::routes::images::config_of(&image));
     config.volumes = config.volumes.take().filter(|volumes| !volumes.is_empty());
     host.normalise();
+    namespaces::fix(engine, &mut host)?;
     validate(&config, &host)?;
     let kind = inside::kind_named(&host.runtime).unwrap_or_else(|| engine.machines.default_kind());
     if !host.network_mode.starts_with("container:") {

@@ -3,6 +3,7 @@
 //! and follows it until the container ends.
 
 use std::{
+    collections::VecDeque,
     fs::File,
     io::{self, BufRead, BufReader, Read, Seek, SeekFrom},
     path::Path,
@@ -127,12 +128,12 @@ enum Rendered {
     Past,
 }
 
-/// Offset at which the last `lines` lines begin.
-fn tail_offset(file: &mut File, lines: u64) -> io::Result<u64> {
+/// Offset at which the last `lines` lines begin, and how many lines are missing before it.
+fn tail_offset(file: &mut File, lines: u64) -> io::Result<(u64, u64)> {
     const BLOCK: u64 = 64 << 10;
     let mut end = file.seek(SeekFrom::End(0))?;
     if lines == 0 {
-        return Ok(end);
+        return Ok((end, 0));
     }
     // The newline that ends the last line does not begin another.
     let mut wanted = lines + 1;
@@ -151,37 +152,99 @@ fn tail_offset(file: &mut File, lines: u64) -> io::Result<u64> {
         for (index, _) in block.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n') {
             wanted -= 1;
             if wanted == 0 {
-                return Ok(start + index as u64 + 1);
+                return Ok((start + index as u64 + 1, 0));
             }
         }
         end = start;
     }
-    Ok(0)
+    // The line at the beginning has no newline before it.
+    Ok((0, wanted.saturating_sub(1)))
 }
 
-/// A reader that remembers a line that is not complete yet.
+/// A reader that remembers a line that is not complete yet. Files that were set aside when they were full come before the
+/// one that is written.
 struct Reader {
-    file: BufReader<File>,
+    /// Oldest first; the last may still grow.
+    files: VecDeque<BufReader<File>>,
+    /// Device and number of the last.
+    newest: (u64, u64),
     partial: Vec<u8>,
+}
+
+fn identity(file: &File) -> io::Result<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    file.metadata().map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+/// The file that is written and those set aside before it, newest first, down to one that is known already.
+fn files(path: &Path, known: Option<(u64, u64)>) -> io::Result<Vec<File>> {
+    let mut found: Vec<File> = Vec::new();
+    let mut last = None;
+    for number in 0.. {
+        let mut name = path.as_os_str().to_owned();
+        if number > 0 {
+            name.push(format!(".{number}"));
+        }
+        let file = match File::open(&name) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            Err(error) => return Err(error),
+        };
+        let this = Some(identity(&file)?);
+        if this == known {
+            break;
+        }
+        // Set aside between two looks: it is the one we have.
+        if this != last {
+            found.push(file);
+        }
+        last = this;
+    }
+    Ok(found)
 }
 
 impl Reader {
     fn open(path: &Path, tail: Option<u64>) -> io::Result<Option<Self>> {
-        let mut file = match File::open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let offset = tail.map_or(Ok(0), |lines| tail_offset(&mut file, lines))?;
-        file.seek(SeekFrom::Start(offset))?;
-        Ok(Some(Self { file: BufReader::new(file), partial: Vec::new() }))
+        let found = files(path, None)?;
+        let Some(newest) = found.first().map(identity).transpose()? else { return Ok(None) };
+        let (mut chosen, mut left) = (VecDeque::new(), tail);
+        for mut file in found {
+            let offset = match left {
+                None => 0,
+                Some(0) if !chosen.is_empty() => break,
+                Some(lines) => {
+                    let (offset, missing) = tail_offset(&mut file, lines)?;
+                    left = Some(missing);
+                    offset
+                }
+            };
+            file.seek(SeekFrom::Start(offset))?;
+            chosen.push_front(BufReader::new(file));
+        }
+        Ok(Some(Self { files: chosen, newest, partial: Vec::new() }))
+    }
+
+    /// Takes up what was begun since the newest file was set aside.
+    fn catch_up(&mut self, path: &Path) -> io::Result<bool> {
+        let newer = files(path, Some(self.newest))?;
+        let Some(newest) = newer.first().map(identity).transpose()? else { return Ok(false) };
+        self.newest = newest;
+        self.files.extend(newer.into_iter().rev().map(BufReader::new));
+        Ok(true)
     }
 
     /// Sends what is complete. `false`: nobody listens any more, or `until` has passed.
     fn drain(&mut self, options: &LogOptions, out: &mpsc::Sender<io::Result<Bytes>>) -> io::Result<bool> {
         loop {
-            self.file.read_until(b'\n', &mut self.partial)?;
+            let Some(file) = self.files.front_mut() else { return Ok(!out.is_closed()) };
+            file.read_until(b'\n', &mut self.partial)?;
             if self.partial.last() != Some(&b'\n') {
+                if self.files.len() > 1 {
+                    // A file that was set aside is whole; what has no end there never gets one.
+                    self.files.pop_front();
+                    self.partial.clear();
+                    continue;
+                }
                 return Ok(!out.is_closed());
             }
             match render(&self.partial, options) {
@@ -232,7 +295,13 @@ async fn pump(
                 None => Reader::open(&path, tail)?,
             };
             let go_on = match &mut reader {
-                Some(reader) => reader.drain(&options, &out_here)?,
+                Some(reader) => loop {
+                    let go_on = reader.drain(&options, &out_here)?;
+                    // After the look: what is written before it is set aside was read.
+                    if !go_on || !options.follow || !reader.catch_up(&path)? {
+                        break go_on;
+                    }
+                },
                 None => !out_here.is_closed(),
             };
             io::Result::Ok((reader, go_on))
@@ -307,6 +376,55 @@ mod tests {
         );
         // Torn and foreign lines are left out.
         assert_eq!(shown(&(line("a", "stdout", 1) + "garbage\n{\"log\":"), ALL).await, "a\n");
+    }
+
+    #[tokio::test]
+    async fn files_that_were_set_aside_come_first_and_tail_reaches_into_them() {
+        let folder = tempfile::tempdir().expect("temporary directory");
+        let path = folder.path().join("output.log");
+        let write = |name: &str, lines: &[&str]| {
+            let text: String = lines.iter().map(|text| line(text, "stdout", 1)).collect();
+            std::fs::write(folder.path().join(name), text).expect("write");
+        };
+        write("output.log.2", &["a", "b"]);
+        write("output.log.1", &["c", "d"]);
+        write("output.log", &["e"]);
+        let container = Container::new(Record::default());
+        for (tail, wanted) in [
+            (None, "a\nb\nc\nd\ne\n"),
+            (Some(0), ""),
+            (Some(1), "e\n"),
+            (Some(2), "d\ne\n"),
+            (Some(4), "b\nc\nd\ne\n"),
+            (Some(9), "a\nb\nc\nd\ne\n"),
+        ] {
+            let mut receiver = stream(&container, &path, LogOptions { tail, ..ALL });
+            let mut out = Vec::new();
+            while let Some(piece) = receiver.recv().await {
+                out.extend_from_slice(&piece.expect("piece"));
+            }
+            assert_eq!(String::from_utf8_lossy(&out), wanted, "{tail:?}");
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn following_goes_on_in_the_next_file() {
+        let folder = tempfile::tempdir().expect("temporary directory");
+        let path = folder.path().join("output.log");
+        let container = Container::new(Record::default());
+        container.phase.send_modify(|phase| phase.running = true);
+        let mut receiver = stream(&container, &path, LogOptions { follow: true, ..ALL });
+        for number in 0..5 {
+            if number > 0 {
+                std::fs::rename(&path, folder.path().join("output.log.1")).expect("set aside");
+            }
+            std::fs::write(&path, line(&number.to_string(), "stdout", 1)).expect("write");
+            let piece = receiver.recv().await.expect("piece").expect("bytes");
+            assert_eq!(piece, format!("{number}\n"));
+        }
+        container.phase.send_modify(|phase| phase.running = false);
+        assert!(receiver.recv().await.is_none());
     }
 
     #[tokio::test]

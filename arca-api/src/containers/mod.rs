@@ -35,6 +35,7 @@ pub mod links;
 pub mod logs;
 pub mod mounts;
 pub mod names;
+pub mod namespaces;
 pub mod native;
 pub mod networks;
 pub mod ports;

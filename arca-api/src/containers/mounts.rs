@@ -120,7 +120,15 @@ fn parse_mount(mount: &Mount) -> ApiResult<Wanted> {
     if bind && !create && !Path::new(&mount.source).exists() {
         return Err(fault(format!("bind source path does not exist: {}", mount.source)));
     }
+    if let Some(part) = subpath(mount)
+        && (part.starts_with('/') || part.split('/').any(|word| word == ".."))
+    {
+        return Err(fault("subpath must be a relative path within the volume".into()));
+    }
     let propagation = mount.bind_options.as_ref().and_then(|options| options["Propagation"].as_str()).unwrap_or("");
+    if !matches!(propagation, "" | "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave") {
+        return Err(fault(format!("invalid propagation mode: {propagation}")));
+    }
     Ok(Wanted {
         source: mount.source.clone(),
         target: mount.target.clone(),
@@ -129,8 +137,33 @@ fn parse_mount(mount: &Mount) -> ApiResult<Wanted> {
         propagation: propagation.to_owned(),
         create,
         kind,
-        copy: !option(&mount.volume_options, "NoCopy"),
+        // The image's content is not what a part of the volume is for.
+        copy: !option(&mount.volume_options, "NoCopy") && subpath(mount).is_none(),
     })
+}
+
+/// `volume-subpath`
+pub fn subpath(mount: &Mount) -> Option<&str> {
+    let options = mount.volume_options.as_ref()?;
+    options["Subpath"].as_str().filter(|path| !path.is_empty())
+}
+
+/// Where the mount at `target` begins: the volume's folder, or the part of it that was asked for, links followed but never
+/// out of the volume.
+///
+/// # Errors
+/// Docker's text for a part that is not there.
+pub fn part_of(host: &HostConfig, target: &str, volume: &Path) -> ApiResult<Option<std::path::PathBuf>> {
+    let named = host.mounts.iter().find(|mount| mount.target.trim_end_matches('/') == target.trim_end_matches('/'));
+    let Some(part) = named.and_then(subpath) else { return Ok(None) };
+    let missing =
+        || ApiError::internal(format!("cannot access path {}: no such file or directory", volume.join(part).display()));
+    let whole = std::fs::canonicalize(volume).map_err(|_| missing())?;
+    let found = std::fs::canonicalize(whole.join(part)).map_err(|_| missing())?;
+    if !found.starts_with(&whole) {
+        return Err(ApiError::internal(format!("path {} is outside of the volume", found.display())));
+    }
+    Ok(Some(found))
 }
 
 /// What the mounts of a container are.
@@ -234,6 +267,14 @@ pub async fn resolve(engine: &Engine, config: &ContainerConfig, host: &HostConfi
                     BTreeMap::from([("driver".into(), "local".into())]),
                 );
             }
+            let (read_only, data) = (volume.is_read_only(), engine.volumes.data(&volume.name));
+            if !data.exists() {
+                let device = volume.options.get("device").cloned().unwrap_or_default();
+                let place = data.display();
+                return Err(ApiError::internal(format!(
+                    "failed to populate volume: error while mounting volume '{place}': failed to mount local volume: mount {device}:{place}, flags: 0x1000: no such file or directory"
+                )));
+            }
             if is_anonymous {
                 resolved.anonymous.push(volume.name.clone());
             }
@@ -247,7 +288,7 @@ pub async fn resolve(engine: &Engine, config: &ContainerConfig, host: &HostConfi
                 destination: one.target,
                 driver: "local".into(),
                 mode: if one.mode.is_empty() && !is_anonymous { "z".into() } else { one.mode },
-                rw: !one.read_only,
+                rw: !one.read_only && !read_only,
                 propagation: String::new(),
             }
         };

@@ -8,7 +8,9 @@ use arca_proto::{init::v1 as init, netd::v1 as netd};
 use tonic::Code;
 
 use crate::{
-    containers::{Container, Record, Status, exit, files, health, inside, links, native, networks, remove},
+    containers::{
+        Container, Record, Status, exit, files, health, inside, links, mounts, namespaces, native, networks, remove,
+    },
     docker::time::now,
     engine::Engine,
     http::{ApiError, ApiResult},
@@ -88,6 +90,10 @@ async fn start_locked(engine: &Arc<Engine>, container: &Arc<Container>) -> ApiRe
     record.link_environment = linked.environment;
     let others = files::Others { host: host_address(engine, &record).await, links: linked.hosts };
     native::prepare(engine, &mut record).await?;
+    namespaces::resolve(engine, &mut record)?;
+    for point in record.mounts.iter().filter(|point| point.kind == "volume") {
+        mounts::part_of(&record.host, &point.destination, &point.source)?;
+    }
     let live = move_in(engine, &mut record).await?;
     record.state.machine.clone_from(&live.id);
     let result = bring_up(engine, container, &mut record, &live, &others).await;
@@ -283,6 +289,10 @@ async fn workload(engine: &Engine, record: &Record, live: &Live) -> ApiResult<in
         work_directory: text(&folder.join("work")),
     });
     let [rows, columns] = record.host.console_size;
+    let (log_max_bytes, log_max_files) = record
+        .host
+        .log_limit()
+        .map_err(|error| error.within("failed to create task for container: failed to initialize logging driver"))?;
     Ok(init::CreateWorkloadRequest {
         workload_id: record.id.clone(),
         oci_spec: spec.to_string().into_bytes(),
@@ -295,6 +305,8 @@ async fn workload(engine: &Engine, record: &Record, live: &Live) -> ApiResult<in
         log_output: record.host.log_config["Type"] != "none",
         cgroup_path: format!("{}/{}", engine.cgroup_parent, record.id),
         stdin_once: record.config.stdin_once,
+        log_max_bytes,
+        log_max_files,
     })
 }
 
@@ -302,7 +314,11 @@ async fn workload(engine: &Engine, record: &Record, live: &Live) -> ApiResult<in
 pub fn bind_mounts(engine: &Engine, record: &Record) -> Vec<BindMount> {
     // A tmpfs is made by the runtime, from the host configuration.
     let user = record.mounts.iter().filter(|point| point.kind != "tmpfs").map(|point| BindMount {
-        source: point.source.clone(),
+        // One that is not there was told of before.
+        source: mounts::part_of(&record.host, &point.destination, &point.source)
+            .ok()
+            .flatten()
+            .unwrap_or_else(|| point.source.clone()),
         target: point.destination.clone(),
         read_only: !point.rw,
         propagation: if point.propagation.is_empty() { "rprivate".into() } else { point.propagation.clone() },
@@ -316,7 +332,13 @@ pub fn bind_mounts(engine: &Engine, record: &Record) -> Vec<BindMount> {
             read_only: record.host.readonly_rootfs,
             propagation: "rprivate".into(),
         });
-    user.chain(own.collect::<Vec<_>>()).collect()
+    let init = (record.host.init == Some(true)).then(|| BindMount {
+        source: engine.init_program.clone(),
+        target: spec::INIT.to_owned(),
+        read_only: true,
+        propagation: "rprivate".into(),
+    });
+    user.chain(own.collect::<Vec<_>>()).chain(init).collect()
 }
 
 fn remove_if_there(path: &std::path::Path) -> std::io::Result<()> {

@@ -48,7 +48,7 @@ pub fn inspect(engine: &Engine, container: &Container, version: ApiVersion) -> V
         "ResolvConfPath": path(&files, "resolv.conf"),
         "HostnamePath": path(&files, "hostname"),
         "HostsPath": path(&files, "hosts"),
-        "LogPath": path(&folder, "output.log"),
+        "LogPath": if record.host.log_config["Type"] == "json-file" { path(&folder, "output.log") } else { String::new() },
         "Name": name,
         "RestartCount": record.restart_count,
         "Driver": "overlay2",
@@ -189,8 +189,15 @@ pub fn status_text(record: &Record, now: i64) -> String {
     }
 }
 
+/// The image's name, or its id where the name means another one by now or none.
+fn shown_image<'a>(engine: &Engine, record: &'a Record) -> &'a str {
+    let still = record.config.image == record.image_id
+        || engine.images.id_of(&record.config.image).as_ref() == Some(&record.image_id);
+    if still { &record.config.image } else { &record.image_id }
+}
+
 /// One entry of `GET /containers/json`.
-fn summary(record: &Record, links: Option<&Vec<String>>, now: i64) -> Value {
+fn summary(engine: &Engine, record: &Record, links: Option<&Vec<String>>, now: i64) -> Value {
     let own = format!("/{}", record.name);
     let names: Vec<&String> = std::iter::once(&own).chain(links.into_iter().flatten()).collect();
     let command = record.config.command_line();
@@ -210,7 +217,7 @@ fn summary(record: &Record, links: Option<&Vec<String>>, now: i64) -> Value {
     json!({
         "Id": record.id,
         "Names": names,
-        "Image": record.config.image,
+        "Image": shown_image(engine, record),
         "ImageID": record.image_id,
         "Command": command.join(" "),
         "Created": record.created / 1_000_000_000,
@@ -348,7 +355,7 @@ pub fn list(engine: &Engine, query: &crate::http::query::Query) -> ApiResult<Vec
     });
     let links = links::names(engine);
     let chosen = chosen.take(limit.unwrap_or(usize::MAX));
-    Ok(chosen.map(|record| summary(&record, links.get(&record.id), now)).collect())
+    Ok(chosen.map(|record| summary(engine, &record, links.get(&record.id), now)).collect())
 }
 
 /// A published port is found by its number on either side.

@@ -260,7 +260,24 @@ const LOG_OPTIONS: &[&str] = &[
     "tag",
 ];
 /// Log drivers that Docker has and Arca has not.
-const OTHER_LOG_DRIVERS: &[&str] = &["awslogs", "fluentd", "gcplogs", "gelf", "journald", "local", "splunk", "syslog"];
+const OTHER_LOG_DRIVERS: &[&str] = &["awslogs", "fluentd", "gcplogs", "gelf", "journald", "splunk", "syslog"];
+
+/// Bytes of a text like `10m`, `1.5GB` or `100`, in steps of 1024.
+fn size(text: &str) -> Option<u64> {
+    let digits = text.find(|sign: char| !sign.is_ascii_digit() && sign != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: f64 = number.parse().ok()?;
+    let unit = unit.trim().to_lowercase();
+    let unit = unit.strip_suffix("ib").or_else(|| unit.strip_suffix('b')).unwrap_or(&unit);
+    let power = ["", "k", "m", "g", "t", "p"].iter().position(|known| *known == unit)?;
+    let bytes = number * 1024_f64.powi(i32::try_from(power).ok()?);
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the sign is checked, and as saturates"
+    )]
+    (bytes >= 0.0).then_some(bytes as u64)
+}
 
 impl HostConfig {
     /// Fills in Docker's defaults, so that inspect shows what is in force.
@@ -334,6 +351,9 @@ impl HostConfig {
         }
         if self.shm_size < 0 {
             return bad("SHM size can not be less than 0");
+        }
+        if let Some(swappiness) = self.memory_swappiness.filter(|value| !(0..=100).contains(value)) {
+            return bad(&format!("Invalid value: {swappiness}, valid memory swappiness range is 0-100"));
         }
         if !(-1000..=1000).contains(&self.oom_score_adj) {
             return bad(&format!("Invalid value {}, range for oom score adj is [-1000, 1000]", self.oom_score_adj));
@@ -420,7 +440,7 @@ impl HostConfig {
         let driver = self.log_config["Type"].as_str().unwrap_or("");
         match driver {
             "" | "none" => return Ok(()),
-            "json-file" => {}
+            "json-file" | "local" => {}
             driver if OTHER_LOG_DRIVERS.contains(&driver) => {
                 return Err(ApiError::absent(&format!("the log driver \"{driver}\"")));
             }
@@ -432,20 +452,55 @@ impl HostConfig {
         }
         let options = self.log_config["Config"].as_object();
         match options.and_then(|options| options.keys().find(|key| !LOG_OPTIONS.contains(&key.as_str()))) {
-            Some(key) => Err(ApiError::bad_request(format!("unknown log opt '{key}' for json-file log driver"))),
+            Some(key) if driver == "local" => {
+                Err(ApiError::bad_request(format!("unknown log opt '{key}' for log driver local")))
+            }
+            Some(key) => Err(ApiError::bad_request(format!("unknown log opt '{key}' for {driver} log driver"))),
             None => Ok(()),
         }
+    }
+
+    /// `max-size` and `max-file`: bytes of a log file (0: any), and how many there are.
+    ///
+    /// # Errors
+    /// 500 with Docker's text for what is no size or number; Docker finds out at start.
+    pub fn log_limit(&self) -> ApiResult<(u64, u32)> {
+        let option = |name: &str| self.log_config["Config"][name].as_str().unwrap_or("");
+        // The local driver keeps little by itself.
+        let local = self.log_config["Type"] == "local";
+        let bytes = match option("max-size") {
+            "" if local => 20 << 20,
+            "" | "-1" => 0,
+            text => size(text)
+                .filter(|bytes| *bytes > 0)
+                .ok_or_else(|| ApiError::internal(format!("invalid size: '{text}'")))?,
+        };
+        let files = match option("max-file") {
+            "" if local => 5,
+            "" => 1,
+            text => text
+                .parse::<u32>()
+                .map_err(|_| ApiError::internal(format!("strconv.Atoi: parsing \"{text}\": invalid syntax")))?,
+        };
+        if files == 0 {
+            return Err(ApiError::internal("max-file cannot be less than 1"));
+        }
+        if option("compress") == "true" && (files < 2 || bytes == 0) {
+            return Err(ApiError::internal(
+                "compress cannot be true when max-file is less than 2 or max-size is not set",
+            ));
+        }
+        Ok((bytes, files))
     }
 
     fn refuse_absent(&self) -> ApiResult<()> {
         let listed = |value: &Value| value.as_array().is_some_and(|items| !items.is_empty());
         let absent = [
             (listed(&self.device_requests), "--gpus"),
-            (!self.pid_mode.is_empty(), "--pid"),
-            (!matches!(self.ipc_mode.as_str(), "" | "private" | "none" | "shareable"), "--ipc"),
             (!self.userns_mode.is_empty() && self.userns_mode != "host", "--userns"),
             (!self.cgroup_parent.is_empty(), "--cgroup-parent"),
-            (!matches!(self.uts_mode.as_str(), ""), "--uts"),
+            (!self.storage_opt.is_empty(), "--storage-opt"),
+            (self.ipc_mode.starts_with("container:"), "--ipc container:NAME"),
         ];
         match absent.iter().find(|(asked, _)| *asked) {
             Some((_, what)) => Err(ApiError::absent(what)),
@@ -470,8 +525,24 @@ mod tests {
         config.restart_policy.name = "zz".into();
         assert_eq!(config.validate().expect_err("policy").status.as_u16(), 400);
         config.restart_policy.name = "no".into();
-        config.pid_mode = "host".into();
-        assert_eq!(config.validate().expect_err("absent").message, "--pid is not implemented by Arca yet");
+        config.cgroup_parent = "x".into();
+        assert_eq!(config.validate().expect_err("absent").message, "--cgroup-parent is not implemented by Arca yet");
+    }
+
+    #[test]
+    fn log_limits() {
+        let limit = |kind: &str, options: Value| {
+            HostConfig { log_config: json!({"Type": kind, "Config": options}), ..HostConfig::default() }.log_limit()
+        };
+        assert_eq!(limit("json-file", json!({})), Ok((0, 1)));
+        assert_eq!(limit("json-file", json!({"max-size": "10m", "max-file": "3"})), Ok((10 << 20, 3)));
+        assert_eq!(limit("json-file", json!({"max-size": "1.5kb"})), Ok((1536, 1)));
+        assert_eq!(limit("local", json!({})), Ok((20 << 20, 5)));
+        for bad in
+            [json!({"max-size": "zz"}), json!({"max-file": "0"}), json!({"max-file": "x"}), json!({"compress": "true"})]
+        {
+            assert!(limit("json-file", bad.clone()).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@
 pub mod error;
 pub mod filters;
 pub mod frame;
+pub mod glob;
 pub mod hijack;
 pub mod json;
 pub mod keys;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `--change` of `docker import` and `docker commit`: the Dockerfile instructions that only touch the image's run configuration.
 
+use std::path::{Component, Path};
+
 use serde_json::{Map, Value, json};
 
 use super::error::ImageError;
@@ -22,16 +24,26 @@ pub fn apply(config: &mut Map<String, Value>, lines: &[String]) -> Result<(), Im
             "CMD" => insert(config, "Cmd", command(rest)),
             "ENTRYPOINT" => insert(config, "Entrypoint", command(rest)),
             "USER" => insert(config, "User", json!(rest)),
-            "WORKDIR" => insert(config, "WorkingDir", json!(rest)),
+            "WORKDIR" => {
+                let before = config.get("WorkingDir").and_then(Value::as_str).unwrap_or_default().to_owned();
+                let whole = Path::new("/").join(before).join(rest);
+                insert(config, "WorkingDir", json!(clean(&whole)));
+            }
+            "ONBUILD" => {
+                if let Some(list) = list(config, "OnBuild") {
+                    list.push(json!(rest));
+                }
+            }
             "STOPSIGNAL" => insert(config, "StopSignal", json!(rest)),
             "ENV" => {
-                let pair = if rest.contains('=') { rest.to_owned() } else { rest.replacen(' ', "=", 1) };
+                // The old form is one name and all the rest; the other any number of pairs.
+                let pairs: Vec<String> = match rest.split_once(char::is_whitespace) {
+                    Some((name, value)) if !name.contains('=') => vec![format!("{name}={}", value.trim())],
+                    _ => words(rest),
+                };
                 let name = |pair: &str| pair.split('=').next().unwrap_or_default().to_owned();
-                let list = config.entry("Env").or_insert_with(|| json!([]));
-                if list.is_null() {
-                    *list = json!([]);
-                }
-                if let Some(list) = list.as_array_mut() {
+                for pair in pairs {
+                    let Some(list) = list(config, "Env") else { continue };
                     match list.iter().position(|other| other.as_str().is_some_and(|other| name(other) == name(&pair))) {
                         Some(at) => list[at] = json!(pair),
                         None => list.push(json!(pair)),
@@ -50,14 +62,58 @@ pub fn apply(config: &mut Map<String, Value>, lines: &[String]) -> Result<(), Im
                 }
             }
             "LABEL" => {
-                let (key, value) = rest.split_once('=').unwrap_or((rest, ""));
-                set(config, "Labels", key.trim_matches('"'), json!(value.trim_matches('"')));
+                for pair in words(rest) {
+                    let (key, value) = pair.split_once('=').unwrap_or((&pair, ""));
+                    set(config, "Labels", key, json!(value));
+                }
             }
             "HEALTHCHECK" => insert(config, "Healthcheck", health_check(rest)?),
             _ => return Err(ImageError::Invalid(format!("{upper} is not a valid change command"))),
         }
     }
     Ok(())
+}
+
+/// Without dots, as Go's `path.Clean`.
+fn clean(path: &Path) -> String {
+    let mut parts: Vec<std::borrow::Cow<'_, str>> = Vec::new();
+    for part in path.components() {
+        match part {
+            Component::Normal(part) => parts.push(part.to_string_lossy()),
+            Component::ParentDir => drop(parts.pop()),
+            _ => {}
+        }
+    }
+    format!("/{}", parts.join("/"))
+}
+
+/// A field that is a list, made if it is not there.
+fn list<'a>(config: &'a mut Map<String, Value>, key: &str) -> Option<&'a mut Vec<Value>> {
+    let list = config.entry(key).or_insert_with(|| json!([]));
+    if list.is_null() {
+        *list = json!([]);
+    }
+    list.as_array_mut()
+}
+
+/// Words as a builder reads them: quotes hold one together, a backslash takes the next sign as it is.
+fn words(text: &str) -> Vec<String> {
+    let (mut all, mut word, mut quote) = (Vec::new(), None::<String>, None);
+    let mut signs = text.chars();
+    while let Some(sign) = signs.next() {
+        match (sign, quote) {
+            ('\\', None | Some('"')) => word.get_or_insert_default().extend(signs.next()),
+            (sign, Some(open)) if sign == open => quote = None,
+            ('"' | '\'', None) => {
+                quote = Some(sign);
+                word.get_or_insert_default();
+            }
+            (sign, None) if sign.is_whitespace() => all.extend(word.take()),
+            (sign, _) => word.get_or_insert_default().push(sign),
+        }
+    }
+    all.extend(word);
+    all
 }
 
 fn insert(config: &mut Map<String, Value>, key: &str, value: Value) {
@@ -140,6 +196,12 @@ mod tests {
                    "Labels": {"x": "y"}, "Entrypoint": ["/bin/sh", "-c", "echo hi"]})
         );
         assert!(apply(&["FROM x".to_owned()]).is_err());
+        let lines =
+            [r#"ENV A="b c" D=e\ f"#, "ENV A g h", "LABEL 'x y'=\"z\" k", "WORKDIR a", "WORKDIR ../b", "ONBUILD RUN x"];
+        assert_eq!(
+            apply(&lines.map(str::to_owned)).expect("valid"),
+            json!({"Env": ["A=g h", "D=e f"], "Labels": {"x y": "z", "k": ""}, "WorkingDir": "/b", "OnBuild": ["RUN x"]})
+        );
         let health = |line: &str| apply(&[format!("HEALTHCHECK {line}")]).map(|config| config["Healthcheck"].clone());
         assert_eq!(
             health("--interval=2s  --retries=5 CMD test -e /ok").expect("valid"),

@@ -132,6 +132,12 @@ impl Store {
         self.image(&id)
     }
 
+    /// The id that a reference means, without a look at the disk.
+    #[must_use]
+    pub fn id_of(&self, reference: &str) -> Option<String> {
+        self.lock().find(reference).ok().map(|(id, _)| id)
+    }
+
     /// Every image, newest first.
     ///
     /// # Errors

@@ -38,7 +38,11 @@ impl Reference {
         }
         let name = familiar(name);
         if name.chars().any(char::is_uppercase) && is_name(&name.to_lowercase()) {
-            let path = if name.contains('/') { name } else { format!("library/{name}") };
+            let path = match name.split_once('/') {
+                Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => path.to_owned(),
+                Some(_) => name,
+                None => format!("library/{name}"),
+            };
             return Err(ImageError::Invalid(format!(
                 "invalid reference format: repository name ({path}) must be lowercase"
             )));

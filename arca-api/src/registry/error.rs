@@ -54,7 +54,7 @@ pub(super) fn of_pull(
         return unreachable(error, url);
     }
     if status(error) == Some(401) && !signed_in && told(error).is_none() {
-        return ApiError::internal(format!("Get \"{url}\": no basic auth credentials"));
+        return ApiError::internal(format!("Head \"{url}\": no basic auth credentials"));
     }
     match told(error) {
         Some((code, message)) if code.ends_with("unknown") || code == "not found" => {
@@ -86,7 +86,9 @@ fn denied(name: &str, code: &str, message: &str) -> ApiError {
 
 /// What kept us from writing.
 pub(super) fn of_push(error: &OciDistributionError, url: &str, signed_in: bool) -> ApiError {
-    if let OciDistributionError::RequestError(error) = error {
+    if let OciDistributionError::RequestError(error) = error
+        && error.status().is_none()
+    {
         return unreachable(error, url);
     }
     match (told(error), status(error)) {
@@ -122,7 +124,10 @@ pub(super) fn unreachable(error: &reqwest::Error, url: &str) -> ApiError {
     let all = texts.join(": ");
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
     let text = if all.contains("dns error") || all.contains("failed to lookup address") {
-        format!("dial tcp: lookup {name}: no such host")
+        match name_server() {
+            Some(server) => format!("dial tcp: lookup {name} on {server}:53: no such host"),
+            None => format!("dial tcp: lookup {name}: no such host"),
+        }
     } else if error.is_timeout() {
         "net/http: request canceled while waiting for connection (Client.Timeout exceeded while awaiting headers)"
             .into()
@@ -141,6 +146,12 @@ pub(super) fn unreachable(error: &reqwest::Error, url: &str) -> ApiError {
         }
     };
     ApiError::internal(format!("Get \"{url}\": {text}"))
+}
+
+/// Who was asked for a name: the first server of this machine.
+fn name_server() -> Option<String> {
+    let text = std::fs::read_to_string("/etc/resolv.conf").ok()?;
+    text.lines().find_map(|line| line.strip_prefix("nameserver ")).map(|server| server.trim().to_owned())
 }
 
 /// The address that was dialled last, as far as it can be told from outside.

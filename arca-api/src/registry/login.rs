@@ -29,7 +29,7 @@ pub struct Credentials {
 /// Asks the registry.
 ///
 /// # Errors
-/// 401 with Docker's text if it does not take them; 500 if it cannot be asked.
+/// 500 with Docker's text if it does not take them or cannot be asked.
 pub async fn login(credentials: &Credentials) -> ApiResult<Value> {
     prepare();
     let host = host(&credentials.serveraddress);
@@ -50,6 +50,9 @@ pub async fn login(credentials: &Credentials) -> ApiResult<Value> {
         .collect();
     let bearer = challenges.iter().find_map(|text| Bearer::parse(text));
     let pair = (&credentials.username, Some(&credentials.password));
+    if bearer.is_none() && !challenges.is_empty() && credentials.username.is_empty() {
+        return Err(ApiError::internal(format!("Get \"{base}\": no basic auth credentials")));
+    }
     let asked = match &bearer {
         None => client.get(&base).basic_auth(pair.0, pair.1),
         Some(bearer) => {
@@ -78,7 +81,7 @@ pub async fn login(credentials: &Credentials) -> ApiResult<Value> {
         } else {
             format!("Get \"{base}\": unauthorized: {told}")
         };
-        return Err(ApiError::new(axum::http::StatusCode::UNAUTHORIZED, text));
+        return Err(ApiError::internal(text));
     }
     Err(ApiError::internal(format!("login attempt to {base} failed with status: {status}")))
 }

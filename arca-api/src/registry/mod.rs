@@ -10,6 +10,7 @@ mod progress;
 mod pull;
 mod push;
 mod receive;
+mod search;
 
 use std::{net::IpAddr, time::Duration};
 
@@ -27,6 +28,7 @@ pub use self::{
     progress::{Lines, stream},
     pull::{Platform, look, pull, tags},
     push::push,
+    search::search,
 };
 use crate::{
     http::{ApiError, ApiResult},

@@ -51,7 +51,7 @@ impl Platform {
             |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
         if parts.len() > 3 || !parts.iter().all(good) {
             return Err(ApiError::bad_request(format!(
-                "\"{text}\": unknown operating system or architecture: invalid argument"
+                "\"{text}\": cannot parse platform specifier: invalid argument"
             )));
         }
         let part = |at: usize| parts.get(at).copied().unwrap_or_default();
@@ -150,7 +150,16 @@ pub async fn tags(repository: &Repository) -> ApiResult<Vec<String>> {
     loop {
         let last = all.last().map(String::as_str);
         let listed = repository.client.list_tags(&repository.place, &repository.auth, Some(100), last).await;
-        let more = listed.map_err(|error| repository.fault(&error, &repository.name))?.tags;
+        let name = &repository.name;
+        let more = match listed {
+            Ok(listed) => listed.tags,
+            Err(error) => match error::told(&error) {
+                Some((code, message)) if code.ends_with("unknown") => {
+                    return Err(ApiError::not_found(format!("repository {name} not found: {code}: {message}")));
+                }
+                _ => return Err(repository.fault(&error, name)),
+            },
+        };
         let whole = more.len() < 100;
         all.extend(more);
         if whole {
@@ -165,7 +174,10 @@ pub async fn tags(repository: &Repository) -> ApiResult<Vec<String>> {
 /// The registry's.
 pub async fn look(repository: &Repository, reference: &Reference) -> ApiResult<serde_json::Value> {
     let text = reference.to_string();
-    let found = repository.manifest(&repository.place).await.map_err(|error| repository.fault(&error, &text))?;
+    let found = repository.manifest(&repository.place).await.map_err(|error| match error::told(&error) {
+        Some((code, message)) if code.ends_with("unknown") => ApiError::not_found(format!("{code}: {message}")),
+        _ => repository.fault(&error, &text),
+    })?;
     let platforms: Vec<serde_json::Value> = match &found.manifest.config {
         Some(config) => {
             let bytes = config_of(repository, config).await.map_err(|error| repository.fault(&error, &text))?;
@@ -222,14 +234,6 @@ pub async fn pull(
         )));
     }
     let config = config_of(repository, config).await.map_err(fault)?;
-    if let (Some(wanted), None) = (platform, &chosen) {
-        let has: Platform = serde_json::from_slice(&config).unwrap_or_default();
-        if !wanted.fits(&has) {
-            return Err(ApiError::not_found(format!(
-                "image with reference {text} was found but its platform ({has}) does not match the specified platform ({wanted})"
-            )));
-        }
-    }
     let diff_ids = images::diff_ids(&config)?;
     if diff_ids.len() != manifest.layers.len() {
         return Err(ApiError::bad_request(format!(
@@ -244,9 +248,14 @@ pub async fn pull(
     })
     .await?;
     let digest = format!("{}@{}", reference.name, top.digest);
+    let whole = format!("sha256:{}", hex(&Sha256::digest(&config)));
+    // With the image its layers are there, and nothing is to be told of them.
+    let mut known = engine.images.id_of(&whole).is_some();
     let mut again = true;
     let id = loop {
-        layers(engine, repository, &manifest.layers, &diff_ids, &text, lines).await?;
+        if !known {
+            layers(engine, repository, &manifest.layers, &diff_ids, &text, lines).await?;
+        }
         let (images, config) = (engine.images.clone(), config.clone());
         let new = (reference.digest.is_none().then(|| reference.tagged()).flatten(), digest.clone());
         let added = tokio::task::spawn_blocking(move || {
@@ -257,13 +266,20 @@ pub async fn pull(
         .map_err(|error| ApiError::internal(error.to_string()))?;
         match added {
             // Another image that had a layer was removed while we believed to have it.
-            Err(ImageError::Conflict(_)) if again => again = false,
+            Err(ImageError::Conflict(_)) if again => (again, known) = (false, false),
             added => break added?,
         }
     };
     lines.say(format!("Digest: {}", top.digest));
     let news = if before.as_ref() == Some(&id) { "Image is up to date for" } else { "Downloaded newer image for" };
     lines.say(format!("Status: {news} {text}"));
+    let has: Platform = serde_json::from_slice(&config).unwrap_or_default();
+    if let Some(wanted) = platform.filter(|wanted| !wanted.fits(&has)) {
+        lines.say(format!(
+            "WARNING: image with reference {text} was found but its platform ({has}) does not match the specified \
+             platform ({wanted})"
+        ));
+    }
     Ok(id)
 }
 

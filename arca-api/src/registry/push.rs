@@ -74,7 +74,7 @@ pub async fn push(
             json!({"mediaType": kind, "size": blob.size, "digest": blob.digest})
         })
         .collect();
-    let manifest = serde_json::to_vec_pretty(&json!({
+    let manifest = indented(&json!({
         "schemaVersion": 2,
         "mediaType": IMAGE_MANIFEST_MEDIA_TYPE,
         "config": {"mediaType": CONFIG, "size": size, "digest": image.id},
@@ -149,6 +149,14 @@ async fn send_layer(
     client.push_blob_stream(place, pieces, &blob.digest, Some(blob.size)).await.map_err(fault)?;
     lines.part(&id, "Pushed");
     Ok(blob)
+}
+
+/// As Docker writes manifests: other tools compare their digests.
+fn indented(value: &serde_json::Value) -> serde_json::Result<Vec<u8>> {
+    let mut out = Vec::new();
+    let format = serde_json::ser::PrettyFormatter::with_indent(b"   ");
+    serde::Serialize::serialize(value, &mut serde_json::Serializer::with_formatter(&mut out, format))?;
+    Ok(out)
 }
 
 /// Twelve digits.

@@ -4,9 +4,11 @@
 use std::sync::Arc;
 
 use axum::{
-    Router,
+    Json, Router,
     routing::{MethodFilter, MethodRouter, on},
 };
+
+use serde_json::{Value, json};
 
 use crate::{engine::Engine, http::ApiError};
 
@@ -15,11 +17,7 @@ pub const ABSENT: &[(MethodFilter, &str, &str)] = &[
     (MethodFilter::GET, "/containers/{id}/attach/ws", "container attach over WebSocket"),
     (MethodFilter::POST, "/containers/{id}/checkpoints", "container checkpoint"),
     (MethodFilter::GET, "/containers/{id}/checkpoints", "container checkpoint"),
-    (MethodFilter::POST, "/build", "image build"),
-    (MethodFilter::POST, "/build/prune", "build prune"),
     (MethodFilter::POST, "/build/cancel", "image build"),
-    (MethodFilter::POST, "/session", "BuildKit session"),
-    (MethodFilter::POST, "/grpc", "BuildKit session"),
     (MethodFilter::GET, "/plugins/privileges", "plugins"),
     (MethodFilter::POST, "/plugins/pull", "plugins"),
     (MethodFilter::POST, "/plugins/create", "plugins"),
@@ -39,6 +37,10 @@ pub fn router() -> Router<Arc<Engine>> {
     for (method, path, name) in ABSENT {
         router = router.route(path, answer(*method, name));
     }
+    router = router.route("/build/prune", axum::routing::post(prune_nothing));
+    for path in ["/build", "/session", "/grpc"] {
+        router = router.route(path, axum::routing::post(no_builder));
+    }
     for path in SWARM {
         router = router.route(path, axum::routing::get(no_swarm));
     }
@@ -47,6 +49,17 @@ pub fn router() -> Router<Arc<Engine>> {
 
 fn answer(method: MethodFilter, name: &'static str) -> MethodRouter<Arc<Engine>> {
     on(method, move || async move { ApiError::absent(name) })
+}
+
+/// Nothing is built, so no cache of it is there to prune; `docker system prune` asks.
+async fn prune_nothing() -> Json<Value> {
+    Json(json!({"CachesDeleted": null, "SpaceReclaimed": 0}))
+}
+
+/// The classic builder is not part of Arca; BuildKit in a container is what builds.
+async fn no_builder() -> ApiError {
+    let text = "Arca has no image builder of its own. Two commands set one up: \"docker buildx create --use --driver docker-container\", then \"docker buildx build --load -t NAME .\"";
+    ApiError::new(axum::http::StatusCode::NOT_IMPLEMENTED, text)
 }
 
 async fn no_swarm() -> ApiError {

@@ -141,7 +141,8 @@ async fn create_container(
     }
     networks::for_version(version, &mut request.networking_config.endpoints_config)?;
     let wide = !request.config.mac_address.is_empty() && version >= ApiVersion::v1(44);
-    let warnings: Vec<&str> = if wide { vec![networks::WIDE_MAC] } else { Vec::new() };
+    let mut warnings = crate::spec::warnings(&request.host_config);
+    warnings.extend(wide.then_some(networks::WIDE_MAC));
     let container =
         detached(async move { create::create(&engine, query.get("name"), query.get("platform"), request).await })
             .await?;

@@ -22,7 +22,7 @@ use crate::{
         time::{from_rfc3339, parse_point, rfc3339},
     },
     engine::{Engine, detached},
-    http::{ApiError, ApiResult, filters::Filters, frame::ApiVersion, keys, query::Query},
+    http::{ApiError, ApiResult, filters::Filters, frame::ApiVersion, glob, keys, query::Query},
     images::{self, Image, ImageError, ImageUser, Removed, reference::Reference},
 };
 
@@ -77,6 +77,9 @@ async fn list(
         [one] => parse_point(one)?,
         _ => return Err(ApiError::bad_request("more than one until filter specified")),
     };
+    if filters.values("reference").iter().any(|pattern| glob::matches("", pattern).is_none()) {
+        return Err(ApiError::internal("syntax error in pattern"));
+    }
     let hidden = !query.flag("all");
     let images = engine.images.clone();
     let (filters, users) = (filters, users(&engine));
@@ -101,9 +104,9 @@ async fn list(
             }
             if !filters.values("reference").is_empty() {
                 // Only the names that were asked for are shown.
-                let wanted = |name: &String| filters.any("reference", |pattern| reference_matches(name, pattern));
-                image.repo_tags.retain(wanted);
-                image.repo_digests.retain(wanted);
+                let fits = |name: &String| filters.any("reference", |pattern| reference_matches(name, pattern));
+                image.repo_tags.retain(fits);
+                image.repo_digests.retain(fits);
                 if image.repo_tags.is_empty() && image.repo_digests.is_empty() {
                     continue;
                 }
@@ -123,20 +126,10 @@ async fn list(
     .await
 }
 
-/// `name`, `name:tag`, with `*` for anything but a slash.
+/// A pattern of names, or of names with tag or digest.
 fn reference_matches(tag: &str, pattern: &str) -> bool {
     let (name, _) = tag.split_once('@').or_else(|| tag.rsplit_once(':')).unwrap_or((tag, ""));
-    glob(tag, pattern) || glob(name, pattern)
-}
-
-fn glob(text: &str, pattern: &str) -> bool {
-    match pattern.split_once('*') {
-        None => text == pattern,
-        Some((before, after)) => text.strip_prefix(before).is_some_and(|rest| {
-            let ends = rest.char_indices().map(|(index, _)| index).chain([rest.len()]);
-            ends.take_while(|&end| !rest[..end].contains('/')).any(|end| glob(&rest[end..], after))
-        }),
-    }
+    [tag, name].iter().any(|text| glob::matches(text, pattern) == Some(true))
 }
 
 /// What older clients get besides, or instead (Docker's version history: 1.43, 1.44, 1.51).
@@ -171,14 +164,14 @@ pub(super) fn summary(image: &Image, users: usize, version: ApiVersion) -> Value
 }
 
 /// An event with the image's labels.
-pub(super) fn emit(engine: &Engine, action: &str, id: &str, name: &str, labels: &BTreeMap<String, String>) {
+pub(crate) fn emit(engine: &Engine, action: &str, id: &str, name: &str, labels: &BTreeMap<String, String>) {
     let mut attributes = labels.clone();
     attributes.insert("name".to_owned(), name.to_owned());
     engine.events.emit("image", action, id, attributes);
 }
 
 /// Labels of an image; none if it is gone.
-pub(super) fn labels(engine: &Engine, id: &str) -> BTreeMap<String, String> {
+pub(crate) fn labels(engine: &Engine, id: &str) -> BTreeMap<String, String> {
     engine.images.resolve(id).map(|image| config_of(&image).labels).unwrap_or_default()
 }
 
@@ -291,8 +284,17 @@ fn inspect(image: &Image, version: ApiVersion) -> Value {
         "Metadata": {"LastTagTime": rfc3339(image.tagged)},
     });
     if version < ApiVersion::v1(45) {
-        let mut empty = json!(ContainerConfig::default());
-        empty["Labels"] = Value::Null;
+        let made_from = raw.get("container_config").filter(|config| config.is_object()).cloned();
+        let of: ContainerConfig =
+            made_from.and_then(|config| serde_json::from_value(keys::canonical(config)).ok()).unwrap_or_default();
+        let empty_labels = of.labels.is_empty() && raw.get("container_config").is_none();
+        let mut empty = json!(of);
+        if empty_labels {
+            empty["Labels"] = Value::Null;
+        }
+        if let Some(container) = raw.get("container") {
+            out["Container"] = container.clone();
+        }
         out["ContainerConfig"] = empty;
     }
     if version < ApiVersion::v1(44) {
@@ -351,8 +353,11 @@ fn remove_one(engine: &Engine, name: &str, force: bool, prune: bool) -> ApiResul
     let labels = config_of(&image).labels;
     let known: BTreeSet<String> = engine.images.list()?.into_iter().map(|image| image.id).collect();
     let removed = engine.images.remove(name, force, prune, &users(engine))?;
-    for line in &removed {
+    let by_tag = matches!(removed.first(), Some(Removed::Untagged(first)) if engine_named(name, first));
+    for (at, line) in removed.iter().enumerate() {
         match line {
+            // What a registry calls it goes without a word when its last tag of that repository goes.
+            Removed::Untagged(other) if by_tag && at > 0 && other.contains('@') => {}
             Removed::Untagged(_) => emit(engine, "untag", &image.id, &image.id, &labels),
             // Layers have no events.
             Removed::Deleted(gone) if known.contains(gone) => emit(engine, "delete", gone, gone, &labels),
@@ -362,14 +367,22 @@ fn remove_one(engine: &Engine, name: &str, force: bool, prune: bool) -> ApiResul
     Ok(removed)
 }
 
+/// Whether a request named the image by this very tag.
+fn engine_named(given: &str, tag: &str) -> bool {
+    Reference::parse(given).ok().and_then(|reference| reference.tagged()).as_deref() == Some(tag)
+}
+
 /// Removes images that no container stands on: those without a tag, or with `dangling=false` all.
 async fn prune(State(engine): Shared, query: Query) -> ApiResult<Json<Value>> {
     let filters = Filters::from_query(&query, &["dangling", "label", "label!", "until"])?;
-    let dangling = filters.boolean("dangling")?.unwrap_or(true);
+    let dangling = filters.boolean("dangling").map_err(|_| {
+        ApiError::bad_request(format!("invalid filter 'dangling=[{}]'", filters.values("dangling").join(" ")))
+    })?;
+    let dangling = dangling.unwrap_or(true);
     let until = match filters.values("until") {
         [] => None,
         [one] => parse_point(one)?,
-        _ => return Err(ApiError::bad_request("more than one until filter specified")),
+        _ => return Err(ApiError::internal("more than one until filter specified")),
     };
     detached(Engine::blocking(move || {
         let all = engine.images.list()?;

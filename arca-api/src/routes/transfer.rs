@@ -23,11 +23,12 @@ use crate::{
     engine::{Engine, detached},
     http::{
         ApiError, ApiResult,
+        filters::Filters,
         json::{self as body, Empty},
         query::Query,
         upload::Upload,
     },
-    images::reference::Reference,
+    images::{ImageError, reference::Reference},
     registry::{self, Platform},
 };
 
@@ -80,7 +81,17 @@ async fn load(State(engine): Shared, query: Query, request_body: Body) -> ApiRes
 /// The archive of images by name.
 pub(super) async fn save(engine: Arc<Engine>, names: Vec<String>) -> ApiResult<Response> {
     let images = engine.images.clone();
-    let found = Engine::blocking(move || images.to_save(&names).map_err(Into::into)).await?;
+    let found = Engine::blocking(move || {
+        images.to_save(&names).map_err(|error| match error {
+            // Names as they were given, and no tag put to them.
+            ImageError::NotFound(name) => {
+                let given = names.iter().find(|given| name.strip_suffix(":latest") == Some(given.as_str()));
+                ApiError::not_found(format!("No such image: {}", given.unwrap_or(&name)))
+            }
+            other => other.into(),
+        })
+    })
+    .await?;
     let (pieces, stream) = mpsc::channel(8);
     tokio::task::spawn_blocking(move || {
         let mut out = std::io::BufWriter::with_capacity(64 << 10, Sender(pieces.clone()));
@@ -203,10 +214,11 @@ pub(super) async fn push(engine: Arc<Engine>, name: &str, query: &Query, headers
             }
         }
         if chosen.is_empty() {
-            return Err(ApiError::not_found(if every {
-                format!("An image does not exist locally with the tag: {name}")
-            } else {
+            let any = all.iter().flat_map(|image| &image.repo_tags).any(|tag| tag.starts_with(&prefix));
+            return Err(ApiError::not_found(if any {
                 format!("tag does not exist: {reference}")
+            } else {
+                format!("An image does not exist locally with the tag: {name}")
             }));
         }
         let repository = registry::open(&reference, login, RegistryOperation::Push).await?;
@@ -226,12 +238,25 @@ pub(super) async fn push(engine: Arc<Engine>, name: &str, query: &Query, headers
     .await
 }
 
-/// Searching is Docker Hub's own protocol, of its old index, and no registry's.
-async fn search(query: Query) -> ApiResult<Response> {
-    if query.get("term").is_empty() {
-        return Err(ApiError::bad_request("search term is required"));
+async fn search(query: Query) -> ApiResult<Json<Value>> {
+    let filters = Filters::from_query(&query, &["is-automated", "is-official", "stars"])?;
+    let limit = query.integer("limit")?.filter(|limit| *limit != 0).unwrap_or(25);
+    if !(1..=100).contains(&limit) {
+        return Err(ApiError::bad_request(format!("limit {limit} is outside the range of [1, 100]")));
     }
-    Err(ApiError::absent("image search"))
+    let official = filters.boolean("is-official")?;
+    let stars = |text: &String| {
+        text.parse::<i64>().map_err(|_| ApiError::bad_request(format!("invalid filter 'stars=[{text}]'")))
+    };
+    let stars = filters.values("stars").iter().map(stars).collect::<ApiResult<Vec<_>>>()?;
+    let automated = filters.boolean("is-automated")?;
+    let mut found = registry::search(query.get("term"), limit).await?;
+    found.retain(|one| {
+        official.is_none_or(|wanted| one.is_official == wanted)
+            && stars.iter().all(|least| one.star_count >= *least)
+            && automated != Some(true)
+    });
+    Ok(Json(json!(found)))
 }
 
 async fn auth(headers: HeaderMap, request_body: Body) -> ApiResult<Json<Value>> {
@@ -265,6 +290,9 @@ async fn commit_container(
         changes: query.all("changes").to_vec(),
         config,
     };
+    if query.get("container").is_empty() {
+        return Err(ApiError::bad_request("invalid name or ID supplied: \"\""));
+    }
     let container = engine.container(query.get("container"))?;
     let id = detached(async move { commit::commit(&engine, &container, wanted).await }).await?;
     Ok((StatusCode::CREATED, Json(json!({"Id": id}))))

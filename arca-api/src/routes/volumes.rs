@@ -21,7 +21,7 @@ use crate::{
         ApiError, ApiResult,
         filters::Filters,
         json::{self as body, Empty},
-        query::Query,
+        query::{Query, parse_bool},
     },
     volumes::Volume,
 };
@@ -100,12 +100,9 @@ async fn create(State(engine): Shared, headers: HeaderMap, request_body: Body) -
             driver = request.driver
         )));
     }
-    if !request.driver_opts.is_empty() {
-        return Err(ApiError::absent("volume driver options"));
-    }
     let anonymous = request.name.is_empty();
     let name = if anonymous { names::new_id() } else { request.name };
-    let wanted = Volume { name, labels: request.labels, anonymous, ..Volume::default() };
+    let wanted = Volume { name, labels: request.labels, options: request.driver_opts, anonymous, ..Volume::default() };
     let volume = detached({
         let engine = engine.clone();
         async move {
@@ -144,19 +141,31 @@ async fn remove(State(engine): Shared, Path(name): Path<String>, query: Query) -
 
 async fn prune(State(engine): Shared, query: Query) -> ApiResult<Json<Value>> {
     let filters = Filters::from_query(&query, &["all", "label", "label!"])?;
-    if !filters.values("label!").is_empty() {
-        return Err(ApiError::absent("this filter of volume prune"));
-    }
-    let all = filters.boolean("all")?.unwrap_or(false);
-    let mut deleted = Vec::new();
+    let all = match filters.values("all") {
+        [] => false,
+        [text] => parse_bool(text).map_err(|error| ApiError::bad_request(format!("invalid filter 'all': {error}")))?,
+        _ => return Err(ApiError::bad_request("invalid filter 'all': only one value is expected")),
+    };
+    let (mut deleted, mut freed) = (Vec::new(), 0);
     for volume in engine.volumes.all() {
-        let chosen = (all || volume.anonymous) && filters.labels("label", &volume.labels);
+        let chosen = (all || volume.anonymous)
+            && filters.labels("label", &volume.labels)
+            && (filters.values("label!").is_empty() || !filters.labels("label!", &volume.labels));
         if !chosen || !users(&engine, &volume.name).is_empty() {
             continue;
         }
+        let folder = engine.volumes.data(&volume.name);
+        // A volume that is a folder of the host's frees nothing.
+        let size = if folder.is_symlink() {
+            0
+        } else {
+            Engine::blocking(move || Ok(super::containers::written(&folder)?)).await?
+        };
         engine.volumes.remove(&volume.name).await?;
         emit(&engine, "destroy", &volume.name);
+        freed += size;
         deleted.push(volume.name);
     }
-    Ok(Json(json!({"VolumesDeleted": deleted, "SpaceReclaimed": 0})))
+    engine.events.emit("volume", "prune", "", BTreeMap::from([("reclaimed".to_owned(), freed.to_string())]));
+    Ok(Json(json!({"VolumesDeleted": deleted, "SpaceReclaimed": freed})))
 }

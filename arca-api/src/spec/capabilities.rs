@@ -89,6 +89,68 @@ pub(super) fn in_force(privileged: bool, add: &[String], drop: &[String]) -> Res
     Ok(set)
 }
 
+/// Capabilities by number (capabilities(7)).
+const NUMBERED: &[&str] = &[
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+
+/// Takes out what this engine itself could never hold: "all" means all there are, and asking for more is refused by the
+/// kernel. Where the bound cannot be read nothing is taken out.
+pub(super) fn within_bound(set: &mut Vec<&'static str>) {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
+    if let Some(bound) = line.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()) {
+        retain(set, bound);
+    }
+}
+
+fn retain(set: &mut Vec<&'static str>, bound: u64) {
+    set.retain(|name| {
+        let short = name.strip_prefix("CAP_").unwrap_or(name);
+        NUMBERED.iter().position(|known| *known == short).is_none_or(|number| bound >> number & 1 == 1)
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,6 +167,10 @@ mod tests {
         assert!(set(false, &["NET_ADMIN"], &["CAP_KILL"]).contains(&"CAP_NET_ADMIN"));
         assert!(!set(false, &["ALL"], &["CAP_SYS_ADMIN"]).contains(&"CAP_SYS_ADMIN"));
         assert_eq!(set(true, &[], &[]).len(), 41);
+        let mut some = set(true, &[], &[]);
+        assert!(some.iter().all(|name| NUMBERED.contains(&&name[4..])));
+        retain(&mut some, 0b10_0001);
+        assert_eq!(some, ["CAP_CHOWN", "CAP_KILL"]);
         assert_eq!(
             in_force(false, &["NOPE".to_owned()], &[]).expect_err("unknown").0,
             "invalid capability: \"CAP_NOPE\""

@@ -6,8 +6,10 @@
 
 mod capabilities;
 mod mounts;
+mod profile;
 mod resources;
 mod seccomp;
+mod security;
 mod user;
 
 use std::path::PathBuf;
@@ -68,11 +70,18 @@ pub struct ExecOptions {
     pub tty: bool,
 }
 
-/// Checks `--cap-add` and `--cap-drop`, when the container is created.
+/// The program that `--init` puts before the command, as Docker names it.
+pub const INIT: &str = "/sbin/docker-init";
+/// Before the path of a namespace that is joined, in place of `container:ID`.
+pub const JOINED: &str = "namespace:";
+
+/// Checks `--cap-add`, `--cap-drop` and `--security-opt`, when the container is created.
 ///
 /// # Errors
 /// 400 with Docker's text.
-pub fn check_capabilities(host: &HostConfig) -> crate::http::ApiResult<()> {
+pub fn check(host: &HostConfig) -> crate::http::ApiResult<()> {
+    let bad = |error: SpecError| crate::http::ApiError::bad_request(error.to_string());
+    security::options(host).map_err(bad)?;
     for (field, names) in [("CapAdd", &host.cap_add), ("CapDrop", &host.cap_drop)] {
         if let Err(name) = capabilities::known(list(names)) {
             return Err(crate::http::ApiError::bad_request(format!("invalid {field}: unknown capability: {name:?}")));
@@ -87,10 +96,14 @@ pub fn check_capabilities(host: &HostConfig) -> crate::http::ApiResult<()> {
 /// [`SpecError`] for a user, capability, security option, limit or mount that makes no sense.
 pub fn compose(input: &Input<'_>) -> Result<Value, SpecError> {
     let host = input.host;
-    let process = process(input.config, host, input.root, host.privileged)?;
-    let mut namespaces = vec![json!({"type": "mount"}), json!({"type": "pid"})];
-    if host.ipc_mode != "host" {
-        namespaces.push(json!({"type": "ipc"}));
+    let process = process(input.config, host, input.root, host.privileged, true)?;
+    let mut namespaces = vec![json!({"type": "mount"})];
+    for (kind, mode) in [("pid", &host.pid_mode), ("ipc", &host.ipc_mode)] {
+        match mode.strip_prefix(JOINED) {
+            Some(path) => namespaces.push(json!({"type": kind, "path": path})),
+            None if mode == "host" => {}
+            None => namespaces.push(json!({"type": kind})),
+        }
     }
     let host_uts = host.uts_mode == "host" || (host.network_mode == "host" && input.config.hostname.is_empty());
     if !host_uts {
@@ -105,13 +118,21 @@ pub fn compose(input: &Input<'_>) -> Result<Value, SpecError> {
         "maskedPaths": host.masked_paths.clone().unwrap_or_default(),
         "readonlyPaths": host.readonly_paths.clone().unwrap_or_default(),
     });
+    if host.network_mode == "host"
+        && let Some(name) = host.sysctls.keys().find(|name| name.starts_with("net."))
+    {
+        return Err(SpecError(format!("sysctl {name:?} not allowed in host network namespace")));
+    }
     if !host.sysctls.is_empty() {
         linux["sysctl"] = json!(host.sysctls);
     }
-    let unconfined = security_option(host, "seccomp").is_some_and(|value| value == "unconfined");
-    if !host.privileged && !unconfined {
+    if !host.privileged {
         let held = capabilities::in_force(false, list(&host.cap_add), list(&host.cap_drop))?;
-        linux["seccomp"] = seccomp::filter(&held);
+        match security::options(host)?.seccomp.as_deref() {
+            Some("unconfined") => {}
+            None | Some("builtin") => linux["seccomp"] = seccomp::filter(&held),
+            Some(text) => linux["seccomp"] = profile::filter(text, &held)?,
+        }
     }
     let devices = resources::devices(host)?;
     if !devices.is_empty() {
@@ -131,6 +152,14 @@ pub fn compose(input: &Input<'_>) -> Result<Value, SpecError> {
         }
     }
     Ok(spec)
+}
+
+/// What a client is told of options that this machine cannot honour, as Docker tells it.
+#[must_use]
+pub fn warnings(host: &HostConfig) -> Vec<&'static str> {
+    let weight = host.blkio_weight > 0 && !resources::weighs_blocks();
+    let text = "Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded.";
+    weight.then_some(text).into_iter().collect()
 }
 
 /// User and group that the container's process runs as; `root` as in [`Input`].
@@ -173,7 +202,7 @@ pub fn exec_process(input: &Input<'_>, options: &ExecOptions) -> Result<Value, S
     if !options.working_dir.is_empty() {
         config.working_dir.clone_from(&options.working_dir);
     }
-    process(&config, input.host, input.root, options.privileged || input.host.privileged)
+    process(&config, input.host, input.root, options.privileged || input.host.privileged, false)
 }
 
 fn process(
@@ -181,9 +210,13 @@ fn process(
     host: &HostConfig,
     root: &[PathBuf],
     privileged: bool,
+    wraps: bool,
 ) -> Result<Value, SpecError> {
     let user = user::resolve(&config.user, list(&host.group_add), root)?;
-    let held = capabilities::in_force(privileged, list(&host.cap_add), list(&host.cap_drop))?;
+    let mut held = capabilities::in_force(privileged, list(&host.cap_add), list(&host.cap_drop))?;
+    if privileged || list(&host.cap_add).iter().any(|name| matches!(name.to_uppercase().as_str(), "ALL" | "CAP_ALL")) {
+        capabilities::within_bound(&mut held);
+    }
     // Docker gives a non-root process its capabilities only as a bound, for set-uid programs.
     let own: &[&str] = if user.uid == 0 { &held } else { &[] };
     let cwd = match config.working_dir.as_str() {
@@ -197,21 +230,20 @@ fn process(
     if !place.is_empty() && there.is_some_and(|metadata| metadata.is_file()) {
         return Err(SpecError(format!("Cannot mkdir: {cwd} is not a directory")));
     }
-    let no_new_privileges = match security_option(host, "no-new-privileges").as_deref() {
-        None | Some("false") => false,
-        Some("" | "true") => true,
-        Some(value) => return Err(SpecError(format!("invalid --security-opt: \"no-new-privileges={value}\""))),
-    };
+    let mut args = config.command_line();
+    if wraps && host.init == Some(true) {
+        args.splice(0..0, [INIT.to_owned(), "--".to_owned()]);
+    }
     Ok(json!({
         "terminal": config.tty,
         "user": {"uid": user.uid, "gid": user.gid, "additionalGids": user.additional},
-        "args": config.command_line(),
+        "args": args,
         "env": environment(config, &user.home),
         "cwd": cwd,
         "capabilities": {"bounding": held, "effective": own, "permitted": own},
         "rlimits": resources::rlimits(host)?,
         "oomScoreAdj": host.oom_score_adj,
-        "noNewPrivileges": no_new_privileges,
+        "noNewPrivileges": security::options(host)?.no_new_privileges,
     }))
 }
 
@@ -236,16 +268,6 @@ fn environment(config: &ContainerConfig, home: &str) -> Vec<String> {
         entries.push(format!("HOME={home}"));
     }
     entries
-}
-
-/// Value of `--security-opt NAME[=VALUE]` (old form `NAME:VALUE`), the last one given.
-fn security_option(host: &HostConfig, name: &str) -> Option<String> {
-    let options = host.security_opt.iter().flatten().rev();
-    options.filter_map(|option| option.strip_prefix(name)).find_map(|rest| match rest.chars().next() {
-        None => Some(String::new()),
-        Some('=' | ':') => Some(rest[1..].to_owned()),
-        Some(_) => None,
-    })
 }
 
 fn list(option: &Option<Vec<String>>) -> &[String] {

@@ -26,7 +26,13 @@ pub(super) fn all(input: &Input<'_>) -> Result<Vec<Value>, SpecError> {
         mount("/dev/mqueue", "mqueue", "mqueue", &plain),
     ];
     let shm = format!("size={shm}");
-    mounts.push(mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &shm]));
+    let others = (host.ipc_mode == "host").then_some("/dev/shm");
+    match others {
+        // Who shares the namespace shares what is named in it.
+        Some(source) => mounts.push(mount("/dev/shm", "bind", source, &["rbind", "nosuid", "noexec", "nodev"])),
+        None if host.ipc_mode == "none" => {}
+        None => mounts.push(mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &shm])),
+    }
     for wanted in host.mounts.iter().filter(|wanted| wanted.kind == "tmpfs") {
         mounts.push(tmpfs(&wanted.target, &wanted.tmpfs_text())?);
     }

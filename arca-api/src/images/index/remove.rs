@@ -62,8 +62,9 @@ impl Index {
                 && single
                 && let Some(user) = user
             {
+                let given = if reference.contains(':') { name.as_str() } else { reference };
                 return Err(ImageError::Conflict(format!(
-                    "conflict: unable to remove repository reference \"{name}\" (must force) - container {} is using \
+                    "conflict: unable to remove repository reference \"{given}\" (must force) - container {} is using \
                      its referenced image {}",
                     short(&user.container_id),
                     short(&id)
