@@ -61,7 +61,11 @@ pub fn transfer(
             if megabyte == middle { strike.take().map_or(Ok(()), |strike| strike()) } else { Ok(()) }
         });
     }
-    let receive = format!("rm -f /tmp/sum; nc -l -p {PORT} | md5sum > /tmp/sum.new; mv /tmp/sum.new /tmp/sum");
+    // Its own input never ends: at that end it would say so, and the sender would take it for the end of all.
+    let receive = format!(
+        "rm -f /tmp/sum /tmp/never; mkfifo /tmp/never; nc -l -p {PORT} <> /tmp/never | md5sum > /tmp/sum.new; \
+         mv /tmp/sum.new /tmp/sum"
+    );
     let prepare = format!(
         "rm -f /tmp/mark; dd if=/dev/urandom of=/tmp/data bs=1M count={megabytes} 2>/dev/null; md5sum < /tmp/data"
     );
