@@ -66,7 +66,9 @@ impl Spec {
     /// Takes out the network's sysctls, as files below /proc/sys with what goes into them: the runtime sets them only in a
     /// network of its own making.
     pub(crate) fn take_network_sysctls(&mut self) -> Vec<(PathBuf, String)> {
-        let Some(all) = self.value["linux"]["sysctl"].as_object_mut() else { return Vec::new() };
+        let Some(all) = self.value.pointer_mut("/linux/sysctl").and_then(Value::as_object_mut) else {
+            return Vec::new();
+        };
         let mut taken = Vec::new();
         all.retain(|name, value| {
             // Dots between, slashes in: `net.ipv4.conf.eth0/1.mtu` is a file of the folder `eth0.1`.

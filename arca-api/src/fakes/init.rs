@@ -239,9 +239,9 @@ impl Init for Service {
 
     async fn configure_interface(
         &self,
-        _: Request<init::ConfigureInterfaceRequest>,
-    ) -> Answer<init::ConfigureInterfaceResponse> {
-        Ok(Response::new(init::ConfigureInterfaceResponse {}))
+        _: Request<api::ConfigureInterfaceRequest>,
+    ) -> Answer<api::ConfigureInterfaceResponse> {
+        Ok(Response::new(api::ConfigureInterfaceResponse {}))
     }
 
     async fn shutdown(&self, _: Request<api::ShutdownRequest>) -> Answer<api::ShutdownResponse> {
