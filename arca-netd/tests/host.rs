@@ -134,10 +134,8 @@ fn engines_side_by_side_keep_apart_and_share_forwarding() {
         // Both chose the same network, as when they start at the same moment: the route decides.
         let (a, b) = (first.netns(), second.netns());
         let plan = Plan::default();
-        let both = tokio::join!(
-            host::connect(&one, uplink, &a, false, &plan),
-            host::connect(&two, uplink, &b, false, &plan)
-        );
+        let both =
+            tokio::join!(host::connect(&one, uplink, &a, false, &plan), host::connect(&two, uplink, &b, false, &plan));
         let both = [both.0.unwrap(), both.1.unwrap()];
         assert!(both.contains(&true) && both.contains(&false), "{both:?}");
         let ((winner, loser), netns) = if both[0] { ((&one, &two), &b) } else { ((&two, &one), &a) };

@@ -192,8 +192,8 @@ fn sizes() -> anyhow::Result<()> {
 
     // A workload's own DHCPv6 client is given the address it has.
     create(&["--ipv6", "--subnet", "fd00:60::/64", "--subnet", "10.66.0.0/24", "six"])?;
-    let pid = { engine.docker_ok(&["run", "-d", "--name", "s1", "--network", "six", "busybox", "sleep", "1000"])? };
-    let leased = lease6(engine.pid(&pid)?)?;
+    engine.docker_ok(&["run", "-d", "--name", "s1", "--network", "six", "busybox", "sleep", "1000"])?;
+    let leased = lease6(engine.pid("s1")?)?;
     let own = engine.docker_ok(&["inspect", "-f", "{{.NetworkSettings.Networks.six.GlobalIPv6Address}}", "s1"])?;
     ensure!(leased.to_string() == own, "{leased}, not {own}");
     engine.docker_ok(&["rm", "-f", "f1", "f2", "t1", "n1", "s1"])?;

@@ -221,7 +221,8 @@ impl Relay {
 
     async fn observed(&self) -> Result<Observed> {
         let mut client = self.client();
-        let links = client.list_links(proto::ListLinksRequest::default()).await.map_err(Error::peer(WHO, "list its links"))?;
+        let links =
+            client.list_links(proto::ListLinksRequest::default()).await.map_err(Error::peer(WHO, "list its links"))?;
         let mut observed = Observed::default();
         for link in links.into_inner().links {
             let ends = || Some((address(link.container.clone())?, address(link.helper.clone())?));
