@@ -135,8 +135,4 @@ sign identity="-":
 
 # Type-check for macOS the crates that run there
 macos:
-    @if [ -d "$(rustc --print sysroot)/lib/rustlib/aarch64-apple-darwin" ] \
-        || rustup -q target add aarch64-apple-darwin 2>/dev/null; then \
-        cargo check --locked --target aarch64-apple-darwin -p arca-proto -p arca-daemon -p arca-machine -p arca-api \
-            -p arca-netd -p arca-relayd -p arca-vz; \
-    else echo "SKIP macos: the Rust target aarch64-apple-darwin is not to be had here"; fi
+    @tests/checks/macos
