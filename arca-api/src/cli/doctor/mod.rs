@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn each_finding_is_a_line_and_its_fix_the_next() {
         let findings = [Finding::good("clock", "2026"), Finding::bad("TUN", "no device", "modprobe tun")];
-        assert_eq!(text(&findings, false), "ok  clock  2026\nBAD TUN    no device\n             -> modprobe tun");
+        assert_eq!(text(&findings, false), "ok  clock  2026\nBAD TUN    no device\n           -> modprobe tun");
         assert!(text(&findings, true).contains("\x1b[31mBAD \x1b[0mTUN"));
     }
 }
