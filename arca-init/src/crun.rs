@@ -143,6 +143,10 @@ fn classify(text: String, executable: &str) -> InitError {
             format!("exec: \"{executable}\": permission denied")
         });
     }
+    if text.contains("exists but it is not executable") {
+        // What newer ones say of a regular file.
+        return InitError::Denied(format!("exec: \"{executable}\": permission denied"));
+    }
     if let Some(directory) = text.strip_prefix("chdir `").and_then(|rest| rest.split_once('`')) {
         return InitError::NotFound(format!(
             "chdir to cwd (\"{}\") set in config.json failed: no such file or directory",
@@ -174,6 +178,10 @@ mod tests {
         assert!(matches!(said("open executable: Permission denied", "/x"), InitError::Denied(_)));
         assert!(
             matches!(said("open executable: Operation not permitted", "/etc"), InitError::Denied(t) if t.contains("directory"))
+        );
+        let newer = "the path `/etc/passwd` exists but it is not executable: Operation not permitted";
+        assert!(
+            matches!(said(newer, "/etc/passwd"), InitError::Denied(t) if t == "exec: \"/etc/passwd\": permission denied")
         );
         assert!(
             matches!(said("chdir `/no`: No such file or directory", "x"), InitError::NotFound(t) if t.contains("\"/no\""))
