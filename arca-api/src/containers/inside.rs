@@ -52,6 +52,13 @@ pub fn check(kind: Kind, host: &HostConfig) -> ApiResult<()> {
     if host.network_mode == "host" {
         return refuse("the host's network, which a virtual machine does not have,");
     }
+    // In there they would be those of the machine's own first process.
+    let apart = |mode: &str| mode == "host" || mode.starts_with("container:");
+    for (mode, what) in [(&host.pid_mode, "process"), (&host.ipc_mode, "IPC"), (&host.uts_mode, "UTS")] {
+        if apart(mode) {
+            return refuse(&format!("the {what} namespace {mode}"));
+        }
+    }
     let devices = host.devices.as_array().map(Vec::as_slice).unwrap_or_default();
     let path = |device: &Value| device["PathOnHost"].as_str().unwrap_or_default().to_owned();
     match devices.iter().map(path).find(|path| !COMMON_DEVICES.contains(&path.as_str())) {
@@ -161,6 +168,9 @@ mod tests {
         let error = check(Kind::Vm, &host).expect_err("host network").message;
         assert!(error.contains("host's network") && error.contains("arca-ns"), "{error}");
         host.network_mode = "bridge".into();
+        host.pid_mode = "host".into();
+        assert!(check(Kind::Vm, &host).expect_err("its processes").message.contains("process namespace host"));
+        host.pid_mode.clear();
         host.devices = json!([{"PathOnHost": "/dev/net/tun"}]);
         assert!(check(Kind::Vm, &host).is_ok());
         host.devices = json!([{"PathOnHost": "/dev/sda"}]);

@@ -180,6 +180,10 @@ fn share(engine: &Engine, name: &str, record: &mut Record) -> ApiResult<Live> {
         let text = format!("{what} container {name}: its runtime is {theirs}, which is not {ours}");
         return Err(ApiError::conflict(text));
     }
+    if let Err(error) = inside::check(live.machine.kind(), &record.host) {
+        let _ = engine.tenants.leave(&live.id, &record.id);
+        return Err(error);
+    }
     record.files_of = Some(theirs.files_owner().to_owned());
     record.config.hostname.clone_from(&theirs.config.hostname);
     record.config.domainname.clone_from(&theirs.config.domainname);

@@ -143,7 +143,9 @@ async fn keep(plan: &Plan, mounts: Mounts, tsc: &Tsc) -> anyhow::Result<(String,
         tap: tap.as_ref().map(AsRawFd::as_raw_fd),
         vhost: vhost.as_ref().map(AsRawFd::as_raw_fd),
     };
-    let arguments = qemu::arguments(plan, accelerator, &descriptors, tsc.word());
+    // KVM has a clock for its guests.
+    let clock = if accelerator == Accelerator::Tcg { tsc.word() } else { None };
+    let arguments = qemu::arguments(plan, accelerator, &descriptors, clock);
     tracing::info!(machine_id = plan.id, accelerator = accelerator.word(), ?arguments, "QEMU");
     let given = [Some(vsock_stream), share_stream, Some(qmp_theirs), Some(console_theirs), tap, vhost];
     let given = given.into_iter().flatten().collect();

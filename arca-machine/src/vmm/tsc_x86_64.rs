@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Rate of this processor's time stamp counter, which is a TCG guest's too: told on its command line, because it finds
-//! nothing to measure it by and would fall back to a clock of 4 ms.
+//! nothing to measure it by and would fall back to a clock of 4 ms. So it would if it compared the counter with its timer
+//! interrupts, which come late where processors are emulated: the counter is the one to rely on.
 
 use std::{arch::x86_64::_rdtsc, time::Instant};
 
@@ -16,12 +17,12 @@ impl Tsc {
         Self { ticks: now(), at: Instant::now() }
     }
 
-    /// The word for the kernel's command line.
+    /// The words for the kernel's command line.
     pub(super) fn word(&self) -> Option<String> {
         let elapsed = u64::try_from(self.at.elapsed().as_nanos()).ok().filter(|elapsed| *elapsed > 0)?;
         let ticks = u128::from(now().checked_sub(self.ticks)?);
         let rate = ticks * 1_000_000 / u128::from(elapsed);
-        (rate > 0).then(|| format!("tsc_early_khz={rate}"))
+        (rate > 0).then(|| format!("tsc_early_khz={rate} tsc=reliable"))
     }
 }
 
