@@ -12,6 +12,11 @@ cache := tree / ".cache"
 guests := "-p arca-init -p arca-tapfwd -p arca-helper-agent"
 
 export CARGO_TARGET_DIR := target
+# Guest programs are the same bytes wherever the tree, the target folder and cargo's home lie.
+unplaced := "--remap-path-prefix=" + env("CARGO_HOME", home_directory() / ".cargo") + "=cargo" \
+    + " --remap-path-prefix=" + tree + "=." + " --remap-path-prefix=" + target + "=target"
+export CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS := unplaced
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUSTFLAGS := unplaced
 # Where hosts find what they boot machines with.
 export ARCA_GUEST_DIR := env("ARCA_GUEST_DIR", guest_dir)
 export ARCA_HELPER_ROOT := env("ARCA_HELPER_ROOT", cache / "helper-image/rootfs")

@@ -56,7 +56,7 @@ impl Volume {
         let words: Vec<&str> = option("o").split(',').filter(|word| !word.is_empty()).collect();
         let bind = words.iter().any(|word| matches!(*word, "bind" | "rbind"));
         let known = |word: &&str| matches!(*word, "bind" | "rbind" | "rw" | "ro");
-        if !bind || !words.iter().all(|word| known(word)) {
+        if !bind || !words.iter().all(known) {
             let text = format!(
                 "volumes of type {} with options \"{}\" are not implemented by Arca yet: mount it on the host and use its path \
                  (type=none, o=bind), or --mount type=tmpfs",

@@ -47,21 +47,21 @@ fn processes(name: &str, id: &str) -> Vec<i32> {
     .collect()
 }
 
-/// Tries until it works; gives the time that took.
+/// Tries until it works; gives the time that took. A try is several commands with limits of their own: it is wait enough.
 fn again(what: &str, mut works: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<Duration> {
     let began = Instant::now();
     loop {
         match works() {
             Ok(()) => return Ok(began.elapsed()),
             Err(error) if began.elapsed() > PATIENCE => return Err(error.context(what.to_owned())),
-            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+            Err(_) => {}
         }
     }
 }
 
 fn lives() -> anyhow::Result<()> {
     if let Some(name) = missing() {
-        println!("SKIP the helper as a virtual machine: ${name} names nothing (./dev vm)");
+        arca_tests::skip("the helper as a virtual machine", &format!("${name} names nothing (./dev vm)"));
         return Ok(());
     }
     let outside = Outside::start()?;
@@ -77,7 +77,7 @@ fn one_life(outside: &Outside, config: &[&str], with_faults: bool) -> anyhow::Re
     engine.docker_ok(&["network", "create", "n"])?;
     let plain = ["--runtime", "arca-ns", "--network", "n"];
     sleeper(&engine, "web", &[&plain[..], &["-p", "8080:80", "-p", "8080:80/udp", "-p", "[::1]:8082:80"]].concat())?;
-    println!("config {config:?}: first container after {:?}", began.elapsed());
+    eprintln!("config {config:?}: first container after {:?}", began.elapsed());
     sleeper(&engine, "peer", &plain)?;
     serve(&engine, "web", 80)?;
     let (web, peer) = (engine.address("web", "n")?, engine.pid("peer")?);
@@ -107,7 +107,7 @@ fn one_life(outside: &Outside, config: &[&str], with_faults: bool) -> anyhow::Re
             kill(Pid::from_raw(pid), Signal::SIGKILL).context("kill QEMU")?;
         }
         let took = again("after QEMU's death", || works(&engine))?;
-        println!("QEMU killed: everything works again after {took:?}");
+        eprintln!("QEMU killed: everything works again after {took:?}");
         ensure!(engine.address("web", "n")? == web, "the address changed");
         let now = engine.arca(&["helper", "status"]).ok()?;
         ensure!(keeper(&now)? != keeper(&status)?, "it is the machine of before: {now}");

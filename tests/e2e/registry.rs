@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    io::{self, Read as _, Write as _},
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{TcpListener, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
@@ -28,18 +28,22 @@ impl Registry {
         let config = folder.join("registry.yml");
         let data = folder.join("registry");
         let text = format!(
-            "version: 0.1\nlog: {{level: warn}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\n",
+            "version: 0.1\nlog: {{level: info}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\n",
             data.display()
         );
         fs::write(&config, text)?;
         let mut command = Command::new(program);
-        let quiet = command.arg("serve").arg(&config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let registry = Self(quiet.spawn().context("docker-registry")?);
-        let end = Instant::now() + Duration::from_secs(20);
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            ensure!(Instant::now() < end, "the registry does not listen");
-            thread::sleep(Duration::from_millis(20));
+        let heard = command.arg("serve").arg(&config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = heard.spawn().context("docker-registry")?;
+        let mut log = BufReader::new(child.stderr.take().context("its log")?);
+        let registry = Self(child);
+        let mut line = String::new();
+        while !line.contains("listening on") {
+            line.clear();
+            ensure!(log.read_line(&mut line)? > 0, "docker-registry ended before it listened");
         }
+        // What it says later is read too: a full pipe would hold it up.
+        thread::spawn(move || io::copy(&mut log, &mut io::sink()));
         Ok(registry)
     }
 }
@@ -158,7 +162,8 @@ fn killed_pull() -> anyhow::Result<()> {
     let end = Instant::now() + Duration::from_secs(60);
     while bytes_in(&images.join("partial")).unwrap_or(0) < 500_000 {
         ensure!(Instant::now() < end, "what came is not kept");
-        thread::sleep(Duration::from_millis(10));
+        // The folder's file system has no event that this could wait for without a tool of its own; it is milliseconds.
+        thread::yield_now();
     }
     engine.kill_daemon("arca-api")?;
     if pull.wait()?.success() {

@@ -376,7 +376,10 @@ fn bad_input() -> anyhow::Result<()> {
     refused(&["no initial RAM file system"], &[])?;
     put("image", &image)?;
     let tools = variable("ARCA_VM_TOOLS");
-    if !Path::new("/usr/bin/vhost-device-vsock").exists() {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if std::env::split_paths(&path).any(|folder| folder.join("vhost-device-vsock").exists()) {
+        arca_tests::skip("a missing vhost-device-vsock", "this machine has one in PATH");
+    } else {
         refused(&["vhost-device-vsock is missing", "cargo install"], &[])?;
     }
     if tools.is_dir() {

@@ -98,17 +98,16 @@ pub async fn commit(engine: &Arc<Engine>, container: &Arc<Container>, wanted: Wa
         Ok(images.add_image(&new)?)
     })
     .await;
-    let told = made.map(|id| {
+    let told = made.inspect(|id| {
         let reference =
             Reference::parse(&wanted.name).ok().and_then(|reference| reference.tagged()).unwrap_or_default();
-        let labels = crate::routes::images::labels(engine, &id);
-        crate::routes::images::emit(engine, "create", &id, &id, &labels);
+        let labels = crate::routes::images::labels(engine, id);
+        crate::routes::images::emit(engine, "create", id, id, &labels);
         if !reference.is_empty() {
-            crate::routes::images::emit(engine, "tag", &id, &reference, &labels);
+            crate::routes::images::emit(engine, "tag", id, &reference, &labels);
         }
         let facts = [("comment", wanted.comment), ("imageID", id.clone()), ("imageRef", reference)];
         container.emit(engine, "commit", &facts);
-        id
     });
     if frozen && let Err(error) = stop::unpause(engine, container).await {
         tracing::warn!(container_id = container.id, %error, "a container that was committed stays frozen");
