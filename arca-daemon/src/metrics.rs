@@ -6,15 +6,9 @@
 //! that nothing polls. Programs in guests have no HTTP server: the daemon that speaks to them asks them over their gRPC.
 //! OpenMetrics 1.0 text over HTTP/1.1, on a loopback address or a unix socket that only the engine's user may open.
 
-use std::{
-    convert::Infallible,
-    io,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{convert::Infallible, io, net::SocketAddr, path::PathBuf, sync::Arc};
 
-use arca_proto::listen::bind_unix;
+use arca_proto::listen::{Listener, bind_unix};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
@@ -87,32 +81,52 @@ pub async fn serve<F>(
 {
     let gather = Arc::new(gather);
     let where_to = spot(place, paths, daemon);
-    let served = match &where_to {
+    let door = match &where_to {
         None => return,
-        Some(Spot::Socket(path)) => on_socket(path, gather, shutdown),
-        Some(Spot::Address(address)) => match TcpListener::bind(address).await {
-            Ok(listener) => {
-                tokio::spawn(async move {
-                    loop {
-                        let accepted = tokio::select! {
-                            // Both arms are cancel-safe.
-                            accepted = listener.accept() => accepted,
-                            () = shutdown.wait() => return,
-                        };
-                        match accepted {
-                            Ok((stream, _)) => answer(stream, gather.clone()),
-                            Err(error) => pause(&error).await,
-                        }
-                    }
-                });
-                Ok(())
-            }
-            Err(error) => Err(error),
-        },
+        Some(Spot::Socket(path)) => bind_unix(path, 0o600).map(Door::Socket),
+        Some(Spot::Address(address)) => TcpListener::bind(address).await.map(Door::Address),
     };
-    match served {
-        Ok(()) => tracing::info!(at = ?where_to, "serving metrics"),
+    match door {
+        Ok(door) => {
+            tokio::spawn(attend(door, gather, shutdown));
+            tracing::info!(at = ?where_to, "serving metrics");
+        }
         Err(error) => tracing::error!(%error, at = ?where_to, "metrics are not served"),
+    }
+}
+
+/// Where clients come in.
+enum Door {
+    Socket(Listener),
+    Address(TcpListener),
+}
+
+trait Client: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Client for T {}
+
+impl Door {
+    async fn accept(&self) -> io::Result<Box<dyn Client>> {
+        match self {
+            Self::Socket(listener) => Ok(Box::new(listener.accept().await?)),
+            Self::Address(listener) => Ok(Box::new(listener.accept().await?.0)),
+        }
+    }
+}
+
+async fn attend<F>(door: Door, gather: Arc<impl Fn() -> F + Send + Sync + 'static>, shutdown: Shutdown)
+where
+    F: Future<Output = Figures> + Send + 'static,
+{
+    loop {
+        let accepted = tokio::select! {
+            // Both arms are cancel-safe.
+            accepted = door.accept() => accepted,
+            () = shutdown.wait() => return,
+        };
+        match accepted {
+            Ok(client) => answer(client, gather.clone()),
+            Err(error) => pause(&error).await,
+        }
     }
 }
 
@@ -141,37 +155,14 @@ fn spot(place: MetricsPlace, paths: &Paths, daemon: &str) -> Option<Spot> {
     }
 }
 
-fn on_socket<F>(path: &Path, gather: Arc<impl Fn() -> F + Send + Sync + 'static>, shutdown: Shutdown) -> io::Result<()>
-where
-    F: Future<Output = Figures> + Send + 'static,
-{
-    let listener = bind_unix(path, 0o600)?;
-    tokio::spawn(async move {
-        loop {
-            let accepted = tokio::select! {
-                // Both arms are cancel-safe.
-                accepted = listener.accept() => accepted,
-                () = shutdown.wait() => return,
-            };
-            match accepted {
-                Ok(stream) => answer(stream, gather.clone()),
-                Err(error) => pause(&error).await,
-            }
-        }
-    });
-    Ok(())
-}
-
 /// Out of descriptors, as a rule: the client stays in the backlog.
 async fn pause(error: &io::Error) {
     tracing::warn!(%error, "no metrics are served for a moment");
     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
 }
 
-fn answer<F>(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    gather: Arc<impl Fn() -> F + Send + Sync + 'static>,
-) where
+fn answer<F>(stream: impl Client + 'static, gather: Arc<impl Fn() -> F + Send + Sync + 'static>)
+where
     F: Future<Output = Figures> + Send + 'static,
 {
     let service = service_fn(move |request: Request<Incoming>| {

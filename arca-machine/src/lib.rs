@@ -14,6 +14,8 @@
 
 #![cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "no driver of another platform uses all of it yet"))]
 
+#[cfg_attr(not(any(target_os = "linux", target_os = "macos")), allow(dead_code, reason = "no virtual machines there"))]
+mod control;
 mod error;
 mod files;
 mod machine;
@@ -58,10 +60,11 @@ use async_trait::async_trait;
 
 use serde::{Deserialize, Serialize};
 
+pub use arca_proto::keeper::{Role, State as VmState};
 pub use error::MachineError;
 pub use files::VmFiles;
 pub use machine::Machine;
-pub use record::{Record, Role};
+pub use record::Record;
 
 /// How long a machine that is found may take to accept a connection.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -95,19 +98,6 @@ pub struct Overlay {
     pub upper: PathBuf,
     /// Of the same file system as `upper`.
     pub work: PathBuf,
-}
-
-/// How a virtual machine is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VmState {
-    /// The hypervisor's word: `running`, `paused`, ...
-    pub status: String,
-    /// `kvm` or `tcg`.
-    pub accelerator: String,
-    /// Bytes the guest has now.
-    pub memory: u64,
-    /// Name and host process id of each process that makes it up.
-    pub processes: Vec<(String, u32)>,
 }
 
 /// Where a container machine's interfaces come from.
@@ -273,12 +263,7 @@ impl Machines {
     /// # Errors
     /// The record cannot be read.
     pub async fn adopt(&self, state_directory: &Path) -> Result<Adoption, MachineError> {
-        let record = Record::load(state_directory).map_err(|source| MachineError::File {
-            id: state_directory.display().to_string(),
-            operation: "read the machine record in",
-            path: state_directory.to_path_buf(),
-            source,
-        })?;
+        let record = Record::find(state_directory)?;
         let Some(record) = record else { return Ok(Adoption::Gone(None)) };
         let opened = match record.kind {
             Kind::Namespace => namespace::open(&record)?,

@@ -14,11 +14,7 @@ use arca_proto::{
 use async_trait::async_trait;
 use tonic::transport::Channel;
 
-use crate::{
-    Kind, Overlay, VmState,
-    error::MachineError,
-    record::{Record, Role},
-};
+use crate::{Kind, Overlay, Role, VmState, error::MachineError, record::Record};
 
 /// What a driver keeps of one machine.
 #[async_trait]

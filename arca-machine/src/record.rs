@@ -6,23 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use arca_proto::dial::Address;
+use arca_proto::{dial::Address, keeper::Role};
 use serde::{Deserialize, Serialize};
 
-use crate::Kind;
+use crate::{Kind, MachineError};
 
 /// Name of the record in a machine's state directory.
 const FILE: &str = "machine.json";
-
-/// What a machine is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Holds workloads: arca-init.
-    Container,
-    /// Holds OVS and OVN: arca-helper-agent.
-    Helper,
-}
 
 /// One machine as its launcher knew it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +59,38 @@ impl Record {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// As [`Record::load`], the error naming what could not be read.
+    pub(crate) fn find(state_directory: &Path) -> Result<Option<Self>, MachineError> {
+        Self::load(state_directory).map_err(|source| MachineError::File {
+            id: state_directory.display().to_string(),
+            operation: "read the machine record in",
+            path: state_directory.to_path_buf(),
+            source,
+        })
+    }
+
+    /// Folder of a virtual machine's sockets.
+    pub(crate) fn sockets(&self) -> Option<&Path> {
+        match &self.address {
+            Address::Hybrid(socket) => socket.parent(),
+            Address::Vsock(_) | Address::Sockets(_) => None,
+        }
+    }
+
+    /// Removes sockets and record of a virtual machine that is not running; `failures` are of what went before.
+    pub(crate) fn sweep(&self, mut failures: Vec<String>) -> Result<(), MachineError> {
+        if let Some(sockets) = self.sockets()
+            && let Err(error) = fs::remove_dir_all(sockets)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            failures.push(format!("remove {}: {error}", sockets.display()));
+        }
+        if let Err(error) = self.remove() {
+            failures.push(format!("remove the machine record: {error}"));
+        }
+        if failures.is_empty() { Ok(()) } else { Err(MachineError::Teardown { id: self.id.clone(), failures }) }
     }
 
     pub(crate) fn remove(&self) -> io::Result<()> {

@@ -20,7 +20,8 @@ use std::{
 };
 
 use arca_proto::{
-    dial::{Address, connect_unix, dial, with_short_path},
+    dial::{Address, dial, with_short_path},
+    keeper::{self, Request},
     ports,
 };
 use async_trait::async_trait;
@@ -31,7 +32,7 @@ use nix::{
 };
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
     process::{Child, ChildStdin, Command},
     sync::watch,
@@ -39,13 +40,12 @@ use tokio::{
 
 use crate::{
     ContainerSpec, Driver, HelperSpec, Kind, Machine, MachineError, Network, Overlay, Record, Role, VmFiles, VmState,
-    files::check_image, machine::Keeper, ready::Ready,
+    control::Asked, files::check_image, machine::Keeper, ready::Ready,
 };
 
 /// Name of the keeper's program, beside the others.
 const PROGRAM: &str = "arca-vz";
 const FACE: &str = "vsock";
-const CONTROL: &str = "vmm";
 /// What a guest needs for itself beside what its workload may use.
 const OWN: u64 = 96 << 20;
 /// A guest without a limit.
@@ -54,8 +54,6 @@ const MEMORY: u64 = 512 << 20;
 const HELPER_MEMORY: u64 = 256 << 20;
 /// What arca-vz needs beyond the grace that the guest was given: it stops the machine, and that may take ten seconds.
 const CLEANUP: Duration = Duration::from_secs(15);
-/// Longest answer that is read.
-const LINE: u64 = 1 << 20;
 
 /// Makes machines of these parts.
 #[derive(Debug)]
@@ -92,13 +90,7 @@ impl Launcher {
     /// # Errors
     /// The record cannot be read.
     pub fn adopt(&self, state_directory: &Path) -> Result<Option<Machine>, MachineError> {
-        let record = Record::load(state_directory).map_err(|source| MachineError::File {
-            id: state_directory.display().to_string(),
-            operation: "read the machine record in",
-            path: state_directory.to_path_buf(),
-            source,
-        })?;
-        record.map_or(Ok(None), |record| open(&record))
+        Record::find(state_directory)?.map_or(Ok(None), |record| open(&record))
     }
 }
 
@@ -344,24 +336,8 @@ pub(crate) fn open(record: &Record) -> Result<Option<Machine>, MachineError> {
 }
 
 /// Removes what a machine that is not running left.
-pub(crate) fn sweep(record: &Record, mut failures: Vec<String>) -> Result<(), MachineError> {
-    if let Some(sockets) = sockets(record)
-        && let Err(error) = fs::remove_dir_all(sockets)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        failures.push(format!("remove {}: {error}", sockets.display()));
-    }
-    if let Err(error) = record.remove() {
-        failures.push(format!("remove the machine record: {error}"));
-    }
-    if failures.is_empty() { Ok(()) } else { Err(MachineError::Teardown { id: record.id.clone(), failures }) }
-}
-
-fn sockets(record: &Record) -> Option<&Path> {
-    match &record.address {
-        Address::Hybrid(socket) => socket.parent(),
-        Address::Vsock(_) | Address::Sockets(_) => None,
-    }
+pub(crate) fn sweep(record: &Record, failures: Vec<String>) -> Result<(), MachineError> {
+    record.sweep(failures)
 }
 
 /// arca-vz as its launcher, or the next one, sees it.
@@ -374,8 +350,8 @@ struct VzKeeper {
 impl VzKeeper {
     /// By a connection that says nothing: arca-vz waits for a question there as long as it lives.
     fn of(record: &Record) -> io::Result<Self> {
-        let sockets = sockets(record).ok_or_else(|| io::Error::other("the record has no socket directory"))?;
-        let (_guard, path) = with_short_path(&sockets.join(CONTROL))?;
+        let sockets = record.sockets().ok_or_else(|| io::Error::other("the record has no socket directory"))?;
+        let (_guard, path) = with_short_path(&sockets.join(keeper::SOCKET))?;
         let held = std::os::unix::net::UnixStream::connect(path)?;
         held.set_nonblocking(true)?;
         let mut held = UnixStream::from_std(held)?;
@@ -390,23 +366,10 @@ impl VzKeeper {
     async fn ended_within(&self, time: Duration) -> bool {
         tokio::time::timeout(time, self.wait_exit()).await.is_ok()
     }
+}
 
-    async fn ask(&self, record: &Record, request: Value) -> Result<Value, MachineError> {
-        let failed = |source| MachineError::Process { id: record.id.clone(), operation: "ask arca-vz", source };
-        let asked = async {
-            let sockets = sockets(record).ok_or_else(|| io::Error::other("the record has no socket directory"))?;
-            let mut stream: UnixStream = connect_unix(&sockets.join(CONTROL)).await?;
-            stream.write_all(format!("{request}\n").as_bytes()).await?;
-            let mut line = String::new();
-            BufReader::new(stream.take(LINE)).read_line(&mut line).await?;
-            Ok(serde_json::from_str::<Value>(&line)?)
-        };
-        let answer = asked.await.map_err(failed)?;
-        match answer["failed"].as_str() {
-            Some(text) => Err(failed(io::Error::other(text.to_owned()))),
-            None => Ok(answer),
-        }
-    }
+fn asked(record: &Record) -> Asked<'_> {
+    Asked { record, operation: "ask arca-vz" }
 }
 
 #[async_trait]
@@ -420,8 +383,8 @@ impl Keeper for VzKeeper {
         let mut failures = Vec::new();
         if !*self.ended.borrow() {
             let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-            let asked = self.ask(record, json!({"stop": {"grace_ms": grace_ms}})).await;
-            if asked.is_err() || !self.ended_within(grace + CLEANUP).await {
+            let told = asked(record).answer(&Request::Stop { grace_ms }).await;
+            if told.is_err() || !self.ended_within(grace + CLEANUP).await {
                 // Its connection is still open, so the number is still its own.
                 let killed = i32::try_from(record.pid).map(|pid| kill(Pid::from_raw(pid), Signal::SIGKILL));
                 if !matches!(killed, Ok(Ok(()))) || !self.ended_within(CLEANUP).await {
@@ -433,13 +396,7 @@ impl Keeper for VzKeeper {
     }
 
     async fn expose(&self, record: &Record, path: &Path, read_only: bool) -> Result<PathBuf, MachineError> {
-        let answer = self.ask(record, json!({"expose": {"path": path, "read_only": read_only}})).await?;
-        let odd = || MachineError::Process {
-            id: record.id.clone(),
-            operation: "ask arca-vz",
-            source: io::Error::other("it answered another question"),
-        };
-        answer["path"].as_str().map(PathBuf::from).ok_or_else(odd)
+        asked(record).path(&Request::Expose { path: path.to_path_buf(), read_only }).await
     }
 
     async fn root(&self, _record: &Record, _name: &str, _overlay: &Overlay) -> Result<Option<PathBuf>, MachineError> {
@@ -450,12 +407,6 @@ impl Keeper for VzKeeper {
     }
 
     async fn vm_state(&self, record: &Record) -> Result<Option<VmState>, MachineError> {
-        let answer = self.ask(record, json!("state")).await?;
-        let state = serde_json::from_value(answer["state"].clone());
-        state.map(Some).map_err(|error| MachineError::Process {
-            id: record.id.clone(),
-            operation: "ask arca-vz",
-            source: error.into(),
-        })
+        asked(record).state().await.map(Some)
     }
 }

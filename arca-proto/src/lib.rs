@@ -6,7 +6,7 @@
 //! ([`listen`]), what travels on a link: the [`hello`], the [`frame`] codec,
 //! and, where frames do not travel on the link's streams, notes; how frames are followed ([`trace`]); and what travels for
 //! a client of a published port
-//! ([`publish`]).
+//! ([`publish`]); and what a launcher asks of a virtual machine's [`keeper`].
 
 pub mod dial;
 #[cfg(target_os = "linux")]
@@ -14,6 +14,7 @@ pub mod fdstore;
 pub mod frame;
 pub mod hello;
 pub mod hybrid;
+pub mod keeper;
 pub mod listen;
 #[cfg(target_os = "linux")]
 pub mod note;

@@ -13,6 +13,7 @@ use anyhow::Context as _;
 use arca_proto::{
     dial::{self, Address},
     init::v1::{ShutdownRequest, init_client::InitClient},
+    keeper::Role,
     listen::bind_unix,
     ports,
 };
@@ -28,7 +29,7 @@ use crate::{
     framework::{Ended, Framework},
     lease::Lease,
     shares::Shares,
-    spec::{Role, Spec},
+    spec::Spec,
 };
 
 /// SIGTERM gives the guest this long.

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use arca_proto::keeper::{self, Role};
 use serde::{Deserialize, Serialize};
 
 /// Longest path of a socket: `sun_path` of macOS holds 104 bytes with the NUL (sys/un.h). Checked on every system, so that
@@ -10,8 +11,6 @@ use serde::{Deserialize, Serialize};
 const SUN_PATH: usize = 103;
 /// Name of the socket that is the way to the guest's ports.
 pub const FACE: &str = "vsock";
-/// Name of the control socket.
-pub const CONTROL: &str = "vmm";
 /// The framework's own lower bound for a Linux guest that does anything is far above this; who asks for less means megabytes.
 const LEAST_MEMORY: u64 = 64 << 20;
 
@@ -43,16 +42,6 @@ pub struct Spec {
     /// The one network card, if any.
     #[serde(default)]
     pub nic: Option<Nic>,
-}
-
-/// What a machine is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Holds workloads: arca-init is asked to end them.
-    Container,
-    /// Holds OVS and OVN: what it holds is rebuilt from the host's intent, so it is just stopped.
-    Helper,
 }
 
 /// A raw disk image.
@@ -130,7 +119,7 @@ impl Spec {
     /// The control socket.
     #[must_use]
     pub fn control(&self) -> PathBuf {
-        self.sockets.join(CONTROL)
+        self.sockets.join(keeper::SOCKET)
     }
 
     /// What can be known to be wrong before the framework is asked.

@@ -10,15 +10,10 @@ use std::{
 
 use arca_proto::{
     dial::{Address, DialError, dial},
+    keeper::Role,
     ports,
 };
-use arca_vz::{
-    end::End,
-    face::guest_socket,
-    keeper,
-    lease::Lease,
-    spec::{Role, Spec},
-};
+use arca_vz::{end::End, face::guest_socket, keeper, lease::Lease, spec::Spec};
 use stand_in::StandIn;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},

@@ -49,11 +49,7 @@ pub(crate) fn driver() -> Result<Arc<dyn Driver>, MachineError> {
 }
 
 pub(crate) fn open(record: &Record) -> Result<Option<Machine>, MachineError> {
-    let process = Process::open(record.pid, record.start_time).map_err(|source| MachineError::Process {
-        id: record.id.clone(),
-        operation: "open the process of the record",
-        source,
-    })?;
+    let process = Process::of(record)?;
     Ok(process.map(|process| Machine::new(record.clone(), Arc::new(process))))
 }
 

@@ -51,6 +51,15 @@ impl Process {
         Ok(process)
     }
 
+    /// The process of a record, if it is still that process.
+    pub(crate) fn of(record: &Record) -> Result<Option<Self>, MachineError> {
+        Self::open(record.pid, record.start_time).map_err(|source| MachineError::Process {
+            id: record.id.clone(),
+            operation: "open the process of the record",
+            source,
+        })
+    }
+
     /// The process `pid` if it is still the one that started at `start_time`.
     pub(crate) fn open(pid: u32, start_time: u64) -> io::Result<Option<Self>> {
         // SAFETY: pidfd_open takes two numbers and gives a new descriptor or an error.

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Virtual machines of QEMU: the launcher's side. arca-vmm ([`crate::vmm`]) is each machine's keeper.
 
-pub(crate) mod control;
 pub(crate) mod plan;
 
 use std::{
@@ -12,16 +11,14 @@ use std::{
     time::Duration,
 };
 
-use arca_proto::{dial::Address, ports};
+use arca_proto::{dial::Address, keeper::Request, ports};
 use async_trait::async_trait;
 use nix::libc;
 
-use self::{
-    control::{Answer, Request},
-    plan::{Card, End, Plan},
-};
+use self::plan::{Card, End, Plan};
 use crate::{
     ContainerSpec, Driver, HelperSpec, Kind, Machine, MachineError, Network, Overlay, Record, Role, VmFiles, VmState,
+    control::Asked,
     files::check_image,
     machine::Keeper,
     namespace::{Boot, Namespaces, process::Process},
@@ -243,66 +240,27 @@ fn default_cpus() -> u32 {
 }
 
 pub(crate) fn open(record: &Record) -> Result<Option<Machine>, MachineError> {
-    let process = Process::open(record.pid, record.start_time).map_err(|source| MachineError::Process {
-        id: record.id.clone(),
-        operation: "open the process of the record",
-        source,
-    })?;
+    let process = Process::of(record)?;
     Ok(process.map(|process| Machine::new(record.clone(), Arc::new(VmKeeper(process)))))
 }
 
 /// Removes what a machine that is not running left. Its processes and mounts went with arca-vmm.
 pub(crate) fn sweep(record: &Record, mut failures: Vec<String>) -> Result<(), MachineError> {
-    let mut remove = |what: &Path, removed: io::Result<()>| {
-        if let Err(error) = removed
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            failures.push(format!("remove {}: {error}", what.display()));
-        }
-    };
-    if let Some(sockets) = sockets(record) {
-        remove(sockets, fs::remove_dir_all(sockets));
-    }
     let mount_point = record.state_directory.join("vm");
-    remove(&mount_point, fs::remove_dir(&mount_point));
-    if let Err(error) = record.remove() {
-        failures.push(format!("remove the machine record: {error}"));
+    if let Err(error) = fs::remove_dir(&mount_point)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        failures.push(format!("remove {}: {error}", mount_point.display()));
     }
-    if failures.is_empty() { Ok(()) } else { Err(MachineError::Teardown { id: record.id.clone(), failures }) }
-}
-
-fn sockets(record: &Record) -> Option<&Path> {
-    match &record.address {
-        Address::Hybrid(socket) => socket.parent(),
-        Address::Vsock(_) | Address::Sockets(_) => None,
-    }
+    record.sweep(failures)
 }
 
 /// arca-vmm as its launcher, or the next one, sees it.
 #[derive(Debug)]
 struct VmKeeper(Process);
 
-impl VmKeeper {
-    async fn ask(&self, record: &Record, request: &Request) -> Result<Answer, MachineError> {
-        let failed = |source| MachineError::Process { id: record.id.clone(), operation: "ask arca-vmm", source };
-        let directory =
-            sockets(record).ok_or_else(|| failed(io::Error::other("the record has no socket directory")))?;
-        match control::ask(directory, request).await.map_err(failed)? {
-            Answer::Failed(text) => Err(failed(io::Error::other(text))),
-            answer => Ok(answer),
-        }
-    }
-
-    async fn path(&self, record: &Record, request: &Request) -> Result<PathBuf, MachineError> {
-        match self.ask(record, request).await? {
-            Answer::Path(path) => Ok(path),
-            _ => Err(MachineError::Process {
-                id: record.id.clone(),
-                operation: "ask arca-vmm",
-                source: io::Error::other("it answered another question"),
-            }),
-        }
-    }
+fn asked(record: &Record) -> Asked<'_> {
+    Asked { record, operation: "ask arca-vmm" }
 }
 
 #[async_trait]
@@ -319,19 +277,19 @@ impl Keeper for VmKeeper {
             }
         } else {
             let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-            let asked = match record.role {
+            let told = match record.role {
                 // It writes nothing that anybody reads afterwards.
                 Role::Helper if grace.is_zero() => Err(MachineError::Process {
                     id: record.id.clone(),
                     operation: "end the machine",
                     source: io::Error::other("no grace"),
                 }),
-                _ => self.ask(record, &Request::Stop { grace_ms }).await,
+                _ => asked(record).answer(&Request::Stop { grace_ms }).await,
             };
-            if let Err(error) = &asked {
+            if let Err(error) = &told {
                 tracing::debug!(machine_id = record.id, %error, "machine cannot be asked to end; it is killed");
             }
-            if asked.is_err() || !self.0.ended_within(grace + CLEANUP).await {
+            if told.is_err() || !self.0.ended_within(grace + CLEANUP).await {
                 failures.extend(self.0.kill().await);
             }
         }
@@ -339,16 +297,16 @@ impl Keeper for VmKeeper {
     }
 
     async fn expose(&self, record: &Record, path: &Path, read_only: bool) -> Result<PathBuf, MachineError> {
-        self.path(record, &Request::Expose { path: path.to_path_buf(), read_only }).await
+        asked(record).path(&Request::Expose { path: path.to_path_buf(), read_only }).await
     }
 
     async fn root(&self, record: &Record, name: &str, overlay: &Overlay) -> Result<Option<PathBuf>, MachineError> {
         let Overlay { lower, upper, work } = overlay.clone();
-        self.path(record, &Request::Root { name: name.to_owned(), lower, upper, work }).await.map(Some)
+        asked(record).path(&Request::Root { name: name.to_owned(), lower, upper, work }).await.map(Some)
     }
 
     async fn unroot(&self, record: &Record, name: &str) -> Result<(), MachineError> {
-        self.ask(record, &Request::Unroot { name: name.to_owned() }).await.map(drop)
+        asked(record).answer(&Request::Unroot { name: name.to_owned() }).await.map(drop)
     }
 
     fn root_on_host(&self, record: &Record, name: &str) -> Option<PathBuf> {
@@ -356,10 +314,7 @@ impl Keeper for VmKeeper {
     }
 
     async fn vm_state(&self, record: &Record) -> Result<Option<VmState>, MachineError> {
-        match self.ask(record, &Request::State).await? {
-            Answer::State(state) => Ok(Some(state)),
-            _ => Ok(None),
-        }
+        asked(record).state().await.map(Some)
     }
 }
 

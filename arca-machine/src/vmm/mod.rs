@@ -46,7 +46,7 @@ use std::{
 
 use anyhow::Context as _;
 use arca_daemon::shutdown::Shutdown;
-use arca_proto::listen::bind_unix;
+use arca_proto::{keeper, listen::bind_unix};
 use nix::sys::resource::{Resource, setrlimit};
 use tokio::{net::UnixStream, sync::mpsc, time::Instant};
 
@@ -59,10 +59,7 @@ use self::{
     qmp::Qmp,
     tsc::Tsc,
 };
-use crate::vm::{
-    control,
-    plan::{Card, End, Plan},
-};
+use crate::vm::plan::{Card, End, Plan};
 
 /// From its start until the vsock daemon takes QEMU's connection.
 const DAEMON: Duration = Duration::from_secs(10);
@@ -111,7 +108,7 @@ pub(crate) fn run(plan: &Path) -> anyhow::Result<()> {
 /// Starts everything and sees it to its end: why, and whether it was asked to.
 async fn keep(plan: &Plan, mounts: Mounts, tsc: &Tsc) -> anyhow::Result<(String, bool)> {
     let (_, terminated) = Shutdown::on_signals().context("set signal handlers")?;
-    let control = bind_unix(&plan.sockets.join(control::SOCKET), 0o600).context("listen for control")?;
+    let control = bind_unix(&plan.sockets.join(keeper::SOCKET), 0o600).context("listen for control")?;
     let ready = guest::Ready::bind(plan).context("listen for READY")?;
     let accelerator = Accelerator::find();
     let jail = mounts.jail();

@@ -7,18 +7,15 @@ use std::{
     time::Duration,
 };
 
-use arca_proto::listen::Listener;
+use arca_proto::{
+    keeper::{self, Answer, Request},
+    listen::Listener,
+};
 use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::{Event, accelerator::Accelerator, mounts::Mounts, qmp::Qmp};
-use crate::{
-    VmState,
-    vm::{
-        control::{self, Answer, Request},
-        plan::Plan,
-    },
-};
+use crate::{VmState, vm::plan::Plan};
 
 /// What answers are made from.
 #[derive(Clone, Debug)]
@@ -41,10 +38,10 @@ pub(super) async fn serve(listener: Listener, served: Served) {
                 let served = served.clone();
                 tokio::spawn(async move {
                     let answered = async {
-                        let request = control::read(&mut stream).await?;
+                        let request = keeper::read(&mut stream).await?;
                         let answer =
                             served.answer(request).await.unwrap_or_else(|error| Answer::Failed(error.to_string()));
-                        control::write(&mut stream, &answer).await
+                        keeper::write(&mut stream, &answer).await
                     };
                     if let Err(error) = answered.await {
                         tracing::warn!(%error, "a question on the control socket");
