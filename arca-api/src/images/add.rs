@@ -226,10 +226,7 @@ pub fn diff_ids(config: &[u8]) -> Result<Vec<String>, ImageError> {
     let config: serde_json::Value = serde_json::from_slice(config)
         .map_err(|error| ImageError::Invalid(format!("invalid image config: {error}")))?;
     let ids = config.pointer("/rootfs/diff_ids").and_then(|ids| ids.as_array());
-    let text = |id: &serde_json::Value| {
-        let hex = id.as_str()?.strip_prefix("sha256:")?;
-        (hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit())).then(|| format!("sha256:{hex}"))
-    };
+    let text = |id: &serde_json::Value| id.as_str().filter(|id| super::is_digest(id)).map(str::to_owned);
     ids.and_then(|ids| ids.iter().map(text).collect())
         .ok_or_else(|| ImageError::invalid("invalid image config: rootfs.diff_ids is missing or malformed"))
 }

@@ -132,9 +132,7 @@ fn oci_layout(files: &Files, index: &Path) -> Result<Vec<Found>, ImageError> {
 
 fn blob_path(digest: &str) -> Result<String, ImageError> {
     match digest.split_once(':') {
-        Some(("sha256", hex)) if hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()) => {
-            Ok(format!("blobs/sha256/{hex}"))
-        }
+        Some((_, hex)) if super::is_digest(digest) => Ok(format!("blobs/sha256/{hex}")),
         _ => Err(ImageError::Invalid(format!("invalid archive: unsupported digest {digest}"))),
     }
 }

@@ -216,6 +216,14 @@ impl Store {
     }
 }
 
+/// Whether a text of elsewhere is a digest that may become a file's name: `sha256:` and 64 hexadecimal digits (OCI image
+/// specification, descriptor, "Digests").
+#[must_use]
+pub fn is_digest(text: &str) -> bool {
+    let hex = text.strip_prefix("sha256:").unwrap_or_default();
+    hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 fn digest_hex(digest: &str) -> &str {
     digest.strip_prefix("sha256:").unwrap_or(digest)
 }

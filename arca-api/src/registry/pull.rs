@@ -119,6 +119,22 @@ struct Manifest {
 }
 
 /// A manifest, and what the registry calls it.
+impl Manifest {
+    /// Digests become names of files, and the registry is not to be trusted with those.
+    fn parse(bytes: &[u8]) -> Result<Self, OciDistributionError> {
+        let manifest: Self = serde_json::from_slice(bytes)
+            .map_err(|error| OciDistributionError::ManifestParsingError(error.to_string()))?;
+        let mut descriptors = manifest.manifests.iter().chain(&manifest.config).chain(&manifest.layers);
+        match descriptors.find(|descriptor| !images::is_digest(&descriptor.digest)) {
+            None => Ok(manifest),
+            Some(odd) => Err(OciDistributionError::ManifestParsingError(format!(
+                "invalid checksum digest format: {:?}",
+                odd.digest
+            ))),
+        }
+    }
+}
+
 struct Found {
     manifest: Manifest,
     digest: String,
@@ -134,8 +150,7 @@ impl Repository {
 
     async fn manifest(&self, place: &oci_client::Reference) -> Result<Found, OciDistributionError> {
         let (bytes, _) = self.client.pull_manifest_raw(place, &self.auth, ACCEPTED).await?;
-        let manifest = serde_json::from_slice(&bytes)
-            .map_err(|error| OciDistributionError::ManifestParsingError(error.to_string()))?;
+        let manifest = Manifest::parse(&bytes)?;
         let digest = format!("sha256:{}", hex(&Sha256::digest(&bytes)));
         Ok(Found { manifest, digest, size: bytes.len() })
     }
@@ -385,6 +400,23 @@ fn short(digest: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_manifest_cannot_name_a_file_elsewhere() {
+        let hex = "a".repeat(64);
+        let manifest = |layer: &str| {
+            let text = serde_json::json!({
+                "config": {"digest": format!("sha256:{hex}")},
+                "layers": [{"digest": layer, "size": 1}],
+            });
+            Manifest::parse(text.to_string().as_bytes())
+        };
+        assert!(manifest(&format!("sha256:{hex}")).is_ok());
+        for odd in ["", "sha256:", "sha256:../../../x", "../x", "/x", &format!("sha256:{}/", "a".repeat(63)), &hex] {
+            let error = manifest(odd).expect_err(odd).to_string();
+            assert!(error.contains("invalid checksum digest format"), "{error}");
+        }
+    }
 
     #[test]
     fn the_platform_that_fits_is_chosen() {
