@@ -69,16 +69,17 @@ pub fn check(kind: Kind, host: &HostConfig) -> ApiResult<()> {
 
 /// How large its machine is to be.
 pub fn size(host: &HostConfig) -> Size {
-    let whole =
-        |part: i64, unit: i64| (part > 0 && unit > 0).then(|| u32::try_from((part + unit - 1) / unit).unwrap_or(1));
+    let whole = |part: i64, unit: i64| {
+        (part > 0 && unit > 0).then(|| u32::try_from(part.saturating_add(unit - 1) / unit).unwrap_or(1))
+    };
     let quota = || whole(host.cpu_quota, if host.cpu_period > 0 { host.cpu_period } else { 100_000 });
     let set = || {
         let count = |part: &str| {
             let (first, last) = part.split_once('-').unwrap_or((part, part));
-            Some(last.parse::<u32>().ok()?.checked_sub(first.parse().ok()?)? + 1)
+            Some(last.parse::<u32>().ok()?.checked_sub(first.parse().ok()?)?.saturating_add(1))
         };
         let parts = host.cpuset_cpus.split(',').filter(|part| !part.is_empty());
-        Some(parts.filter_map(count).sum::<u32>()).filter(|cpus| *cpus > 0)
+        Some(parts.filter_map(count).fold(0, u32::saturating_add)).filter(|cpus| *cpus > 0)
     };
     Size {
         memory: u64::try_from(host.memory).ok().filter(|memory| *memory > 0),
@@ -159,6 +160,11 @@ mod tests {
         assert_eq!(size(&host).cpus, Some(1));
         (host.cpu_quota, host.cpuset_cpus) = (0, "0-2,5".into());
         assert_eq!(size(&host).cpus, Some(4));
+        // Whoever asks for nonsense gets the hypervisor's word on it.
+        (host.cpuset_cpus, host.nano_cpus) = ("0-4294967295,0-9".into(), 0);
+        assert_eq!(size(&host).cpus, Some(u32::MAX));
+        host.nano_cpus = i64::MAX;
+        assert!(size(&host).cpus.is_some());
     }
 
     #[test]
